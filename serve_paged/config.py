@@ -1,0 +1,46 @@
+"""The engine's settings: read once, handed to constructors as values. An unknown key is an error."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that one engine can be told. Raises `ValueError` naming the field that is out of range."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic when the builder validates its args)
+
+    model: str = DEFAULT_MODEL  # the default model, a local folder, a .gguf file, or a Hugging Face id
+    served_model_name: str | None = None  # the name clients use; None: the model's own
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor computes in it
+    max_model_len: int | None = None  # tokens of prompt + output; None: the model's own context length
+    block_size: int = 16  # tokens per KV block, a multiple of 16
+    kv_cache_gb: float = 1.0  # memory for KV blocks, GiB
+    swap_space_gb: float = 0.5  # host memory for swapped-out blocks, GiB; 0 turns swapping off
+    max_num_seqs: int = 64  # sequences in one step
+    max_num_batched_tokens: int = 512  # the token budget of one step
+    watermark: float = 0.01  # share of blocks kept free when a sequence is admitted
+    prefix_caching: bool = True
+    preemption: Literal["auto", "recompute", "swap"] = "auto"  # auto: the cheaper by measured costs
+    ageing_s: float = 10.0  # waiting this long raises the effective priority by one
+    threads: int | None = None  # CPU threads; None: all cores
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, field: str, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"{field} must be {rule}, got {getattr(self, field)!r}")
+
+        require(bool(self.model), "model", "a name, a folder or a file")
+        require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "auto, float32 or bfloat16")
+        require(self.max_model_len is None or self.max_model_len >= 1, "max_model_len", "at least 1")
+        require(self.block_size >= 16 and self.block_size % 16 == 0, "block_size", "a multiple of 16")
+        require(self.kv_cache_gb > 0, "kv_cache_gb", "above 0")
+        require(self.swap_space_gb >= 0, "swap_space_gb", "at least 0")
+        require(self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
+        require(self.max_num_batched_tokens >= 1, "max_num_batched_tokens", "at least 1")
+        require(0 <= self.watermark < 1, "watermark", "in [0, 1)")
+        require(self.preemption in ("auto", "recompute", "swap"), "preemption", "auto, recompute or swap")
+        require(self.ageing_s > 0, "ageing_s", "above 0")
+        require(self.threads is None or self.threads >= 1, "threads", "at least 1")
