@@ -10,7 +10,7 @@ class TokenLogprobs:
     """One token's log probability and the most likely alternatives at its place, best first."""
 
     token_id: int
-    logprob: float  # natural log, before temperature and truncation, after no penalty: the model's own distribution
+    logprob: float  # natural log under the model's own distribution, before penalties and temperature
     rank: int  # 1 is the most likely
     top: tuple[tuple[int, float], ...] = ()  # (token id, log probability)
 
@@ -46,6 +46,11 @@ class EngineStats:
     num_output_tokens: int = 0
     num_cached_tokens: int = 0  # prefix-cache hits, in tokens
     num_finished: dict[str, int] = field(default_factory=dict)  # by finish reason
+
+    @property
+    def num_preemptions(self) -> int:
+        """Preemptions of either kind."""
+        return self.num_preemptions_recompute + self.num_preemptions_swap
 
     @property
     def kv_cache_usage(self) -> float:

@@ -1,0 +1,178 @@
+"""The command line: `python -m serve_paged COMMAND`. Each command imports what it needs when it runs."""
+
+# ruff: noqa: PLC0415  (late imports are the point: `serve` must set Ray's environment before Ray is imported)
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from serve_paged.config import DEFAULT_MODEL, EngineConfig
+
+if TYPE_CHECKING:
+    from serve_paged.engine.bench import BenchResult
+    from serve_paged.engine.engine import Engine
+
+model_option = click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, .gguf or Hugging Face id."
+)
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
+)
+threads_option = click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads; default: all.")
+
+
+@click.group()
+def main() -> None:
+    """An autoscaling LLM endpoint on Ray Serve over its own paged-KV engine."""
+
+
+@main.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path), default="serve_config.yaml")
+def serve(config: Path) -> None:
+    """Start Ray Serve with CONFIG and stay in the foreground until Ctrl-C."""
+    from serve_paged.serve.launch import run
+
+    run(config)
+
+
+@main.command()
+@click.argument("prompt")
+@model_option
+@dtype_option
+@threads_option
+@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, default=None)
+@click.option("-n", "num_choices", type=click.IntRange(min=1), default=1, show_default=True, help="Completions.")
+@click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the model's chat template.")
+def generate(
+    prompt: str,
+    model: str,
+    dtype: str,
+    threads: int | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    num_choices: int,
+    raw: bool,
+) -> None:
+    """Answer PROMPT offline: no Ray, no server."""
+    from serve_paged.core.errors import InvalidRequest
+    from serve_paged.core.outputs import ChoiceDelta
+    from serve_paged.core.sampling_params import SamplingParams
+    from serve_paged.engine import offline
+    from serve_paged.model.chat_template import encode_chat
+
+    try:
+        params = SamplingParams(
+            n=num_choices, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens
+        )
+        engine = _build_engine(model=model, dtype=dtype, threads=threads)
+        text_model = engine.text_model
+        if raw:
+            token_ids = text_model.tokenizer.encode(prompt).ids
+        else:
+            token_ids = encode_chat(text_model.folder, text_model.tokenizer, [{"role": "user", "content": prompt}])
+
+        def echo(delta: ChoiceDelta) -> None:
+            if num_choices == 1:
+                click.echo(delta.text, nl=delta.finish_reason is not None)
+
+        completions = offline.generate(engine, [token_ids], params, on_delta=echo)
+    except InvalidRequest as refused:
+        raise click.ClickException(refused.message) from refused
+    if num_choices > 1:
+        for completion in completions:
+            click.echo(f"--- {completion.choice}\n{completion.text}")
+
+
+@main.command()
+@model_option
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="bfloat16", show_default=True
+)
+@threads_option
+@click.option("--num-requests", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--input-len", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per prompt.")
+@click.option("--output-len", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per output.")
+@click.option(
+    "--lengths", type=click.Choice(["fixed", "sharegpt"]), default="fixed", show_default=True,
+    help="sharegpt: a ShareGPT-like mix instead of --input-len and --output-len.",
+)  # fmt: skip
+@click.option("--max-num-seqs", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--kv-cache-gb", type=float, default=1.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def bench(
+    model: str,
+    dtype: str,
+    threads: int | None,
+    num_requests: int,
+    input_len: int,
+    output_len: int,
+    lengths: str,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_gb: float,
+    as_json: bool,
+) -> None:
+    """Measure the engine offline: throughput, TTFT and ITL, preemptions, use of the KV cache."""
+    from serve_paged.core.errors import InvalidRequest
+    from serve_paged.engine import bench as benchmark
+
+    engine = _build_engine(
+        model=model,
+        dtype=dtype,
+        threads=threads,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_gb=kv_cache_gb,
+    )
+    wanted = (
+        benchmark.sharegpt_lengths(num_requests, engine.max_model_len)
+        if lengths == "sharegpt"
+        else benchmark.fixed_lengths(num_requests, input_len, output_len)
+    )
+    try:
+        result = benchmark.run_bench(engine, wanted, show_progress=sys.stderr.isatty())
+    except InvalidRequest as refused:
+        raise click.ClickException(refused.message) from refused
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else _table(result))
+
+
+def _build_engine(**settings: object) -> Engine:
+    from serve_paged.engine.build import build_engine
+
+    try:
+        return build_engine(EngineConfig(**settings))  # type: ignore[arg-type]
+    except ValueError as refused:
+        raise click.ClickException(str(refused)) from refused
+
+
+def _table(result: BenchResult) -> str:
+    ttft, itl = result.ttft_ms, result.itl_ms
+    return "\n".join(
+        (
+            f"requests              {result.num_requests}",
+            f"prompt / output       {result.num_prompt_tokens} / {result.num_output_tokens} tokens",
+            f"elapsed               {result.elapsed_s:.2f} s",
+            f"output throughput     {result.output_tokens_per_s:.1f} tok/s",
+            f"total throughput      {result.total_tokens_per_s:.1f} tok/s",
+            f"TTFT p50 / p90 / p99  {ttft.p50:.1f} / {ttft.p90:.1f} / {ttft.p99:.1f} ms",
+            f"ITL  p50 / p90 / p99  {itl.p50:.1f} / {itl.p90:.1f} / {itl.p99:.1f} ms",
+            f"steps                 {result.num_steps}",
+            f"preemptions           {result.num_preemptions}",
+            f"KV slots in use       {result.kv_slot_share:.1%} of allocated",
+            f"load average          {result.load_average:.2f}",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""From settings to a running engine: load the model, size the KV cache, wire the parts together."""
+
+import logging
+import os
+
+import torch
+
+import numba_kernels
+from serve_paged.config import EngineConfig
+from serve_paged.core.block_pool import BlockPool
+from serve_paged.core.preemption import PreemptionCosts
+from serve_paged.core.scheduler import Scheduler
+from serve_paged.engine.engine import Engine
+from serve_paged.engine.kv_cache import BlockShape, KVCache
+from serve_paged.engine.model_runner import ModelRunner
+from serve_paged.engine.sampler import Sampler
+from serve_paged.engine.text import TextModel
+from serve_paged.model.loader import LoadedModel, load_model
+from serve_paged.model.tokenizer import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Load the model that `config` names and return an engine that is warm: every kernel compiled.
+
+    Raises `ValueError` when the model is unknown or unsupported, or the KV cache cannot hold `max_model_len` tokens.
+    """
+    threads = config.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    numba_kernels.set_num_threads(threads)
+    dtype = choose_dtype(config.dtype)
+    model = load_model(config.model, dtype)
+    shape = BlockShape(
+        model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim
+    )
+    num_blocks = shape.num_blocks_in(config.kv_cache_gb, dtype)
+    max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
+    kv_cache = KVCache(
+        shape,
+        dtype,
+        numba_kernels.preferred_layout(dtype, model.config.head_dim),
+        num_blocks=num_blocks,
+        num_host_blocks=shape.num_blocks_in(config.swap_space_gb, dtype),
+    )
+    runner = ModelRunner(model.decoder, kv_cache)
+    runner.warm_up(min(config.max_num_batched_tokens, max_model_len))
+    text_model = describe_text(config, model, dtype)
+    return Engine(
+        text_model,
+        build_scheduler(config, kv_cache),
+        kv_cache,
+        runner,
+        Sampler(text_model.vocab_size, text_model.eos_token_ids),
+        max_model_len=max_model_len,
+    )
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 where the processor computes in it, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if numba_kernels.supports_bfloat16() else torch.float32
+    return _DTYPES[name]
+
+
+def fit_context(wanted: int | None, of_model: int, num_blocks: int, shape: BlockShape) -> int:
+    """The context length in tokens: what was asked for, or as much of the model's as the KV cache holds."""
+    capacity = (num_blocks - 1) * shape.block_size  # block 0 is the null block
+    if wanted is not None:
+        if wanted > of_model:
+            raise ValueError(f"max_model_len={wanted} exceeds the model's context of {of_model} tokens")
+        if wanted > capacity:
+            raise ValueError(
+                f"max_model_len={wanted} does not fit: kv_cache_gb holds {max(capacity, 0)} tokens; raise kv_cache_gb"
+            )
+        return wanted
+    if capacity < shape.block_size:
+        raise ValueError("kv_cache_gb is too small for a single block")
+    if capacity < of_model:
+        logger.warning("kv_cache_gb holds %d tokens: the context is cut from %d to that", capacity, of_model)
+    return min(of_model, capacity)
+
+
+def build_scheduler(config: EngineConfig, kv_cache: KVCache) -> Scheduler:
+    """A scheduler over a pool that has one block for each row of the cache."""
+    pool = BlockPool(kv_cache.blocks.shape[0], kv_cache.host_blocks.shape[0])
+    return Scheduler(
+        pool,
+        PreemptionCosts(config.preemption),
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        watermark=config.watermark,
+        prefix_caching=config.prefix_caching,
+        ageing_s=config.ageing_s,
+    )
+
+
+def describe_text(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> TextModel:
+    """The text side of what was loaded."""
+    return TextModel(
+        name=config.served_model_name or os.path.basename(config.model.rstrip("/")),
+        folder=str(model.folder),
+        tokenizer=load_tokenizer(model.folder),
+        vocab_size=model.config.vocab_size,
+        eos_token_ids=model.config.eos_token_ids,
+        fingerprint=model.fingerprint,
+        kv_dtype=str(dtype).removeprefix("torch."),
+    )

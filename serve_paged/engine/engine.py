@@ -1,0 +1,223 @@
+"""The engine: one step is schedule, move blocks, run the model, sample, check stops. Single-threaded, no Ray, no HTTP."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from serve_paged.core.block_hash import root_hash
+from serve_paged.core.errors import InvalidRequest, RequestTooLong
+from serve_paged.core.outputs import ChoiceDelta, EngineStats, TokenLogprobs
+from serve_paged.core.preemption import PreemptionCosts
+from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.core.schedule_output import SchedulerOutput
+from serve_paged.core.scheduler import Scheduler, TokenSlot
+from serve_paged.core.sequence import FinishReason, Sequence
+from serve_paged.engine.choice import Choice
+from serve_paged.engine.kv_cache import KVCache
+from serve_paged.engine.logprobs import prompt_logprobs
+from serve_paged.engine.model_runner import ModelRunner, StepLogits
+from serve_paged.engine.sampler import Sampler, check_token_ids
+from serve_paged.engine.text import TextModel
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a caller wants: a prompt in tokens, and how its choices are to be sampled."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0  # lower is served first
+    cache_salt: str = ""  # requests share prefix blocks only with the same salt
+    output_token_ids: Mapping[int, list[int]] = field(default_factory=dict)  # resume: choice -> its output so far
+
+
+@dataclass(slots=True)
+class _Counters:
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_finished: dict[str, int] = field(default_factory=lambda: {str(reason): 0 for reason in FinishReason})
+
+
+class Engine:
+    """Serves many requests by continuous batching over one paged KV cache.
+
+    Call `add`, then `step` until `has_unfinished()` is false; every step returns what is new. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        text_model: TextModel,
+        scheduler: Scheduler,
+        kv_cache: KVCache,
+        runner: ModelRunner,
+        sampler: Sampler,
+        *,
+        max_model_len: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.text_model = text_model
+        self.max_model_len = max_model_len
+        self.scheduler = scheduler
+        self.block_size = kv_cache.block_size
+        self._kv_cache = kv_cache
+        self._runner = runner
+        self._sampler = sampler
+        self._costs: PreemptionCosts = scheduler.costs
+        self._clock = clock
+        self._choices: dict[Sequence, Choice] = {}
+        self._request_ids: dict[str, int] = {}  # open requests -> choices still running
+        self._counters = _Counters()
+
+    def add(self, request: Request) -> None:
+        """Accept a request. Raises `InvalidRequest` naming the field when it can never be served."""
+        self._check(request)
+        sequences = self._sequences(request)
+        for seq in sequences:
+            self.scheduler.add(seq)  # refuses the first or none: they are equally long
+        everyone = [member for seq in sequences for member in (seq, *seq.siblings)]
+        for member in everyone:
+            self._choices[member] = Choice(self.text_model, member)
+        self._request_ids[request.request_id] = len(everyone)
+        self._counters.num_prompt_tokens += len(request.prompt_token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose client went away; unknown or finished ones are ignored, as the two may cross."""
+        for seq in self.scheduler.abort(request_id):
+            self._forget(seq, FinishReason.ABORT)
+
+    def has_unfinished(self) -> bool:
+        """Whether another step would do anything."""
+        return self.scheduler.has_unfinished()
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether a choice of this request is still running."""
+        return request_id in self._request_ids
+
+    def step(self) -> list[ChoiceDelta]:
+        """Run one step; returns at most one delta for each running choice."""
+        output = self.scheduler.schedule()
+        swap = self._kv_cache.move_blocks(output)
+        if swap.num_blocks:
+            self._costs.observe_swap(swap.num_blocks, swap.seconds)
+        if not output.scheduled:
+            return []
+        start = time.perf_counter()
+        logits = self._runner.run(output)
+        num_tokens = sum(scheduled.num_new_tokens for scheduled in output.scheduled)
+        self._costs.observe_compute(num_tokens, time.perf_counter() - start)
+        self._counters.num_steps += 1
+        self._collect_prompt_logprobs(output, logits)
+        return self._sample(self.scheduler.computed(output), logits)
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the state and the counters."""
+        pool, counts = self.scheduler.pool, self._counters
+        preemptions = self.scheduler.stats
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_blocks=pool.num_blocks - 1,
+            num_free_blocks=pool.num_free,
+            num_steps=counts.num_steps,
+            num_preemptions_recompute=preemptions.num_preemptions_recompute,
+            num_preemptions_swap=preemptions.num_preemptions_swap,
+            num_prompt_tokens=counts.num_prompt_tokens,
+            num_output_tokens=counts.num_output_tokens,
+            num_cached_tokens=preemptions.num_cached_tokens,
+            num_finished=dict(counts.num_finished),
+        )
+
+    def _check(self, request: Request) -> None:
+        params, num_prompt = request.params, len(request.prompt_token_ids)
+        if request.request_id in self._request_ids:
+            raise InvalidRequest(f"request id {request.request_id!r} is already in use", "request_id")
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt must hold at least one token", "prompt")
+        vocab_size = self.text_model.vocab_size
+        bad = next((token for token in request.prompt_token_ids if not 0 <= token < vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(f"token id {bad} is not in the vocabulary of {vocab_size} tokens", "prompt")
+        check_token_ids(params, vocab_size)
+        limit = self.max_model_len
+        if num_prompt >= limit:
+            raise RequestTooLong(f"the prompt has {num_prompt} tokens; the context holds {limit}, output included", "prompt")
+        if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
+            raise RequestTooLong(
+                f"{num_prompt} prompt tokens and max_tokens={params.max_tokens} exceed the context of {limit} tokens",
+                "max_tokens",
+            )
+        for choice, tokens in request.output_token_ids.items():
+            if not 0 <= choice < params.n:
+                raise InvalidRequest(f"cannot resume choice {choice} of n={params.n}", "output_token_ids")
+            if params.max_tokens is not None and len(tokens) >= params.max_tokens:
+                raise InvalidRequest(f"choice {choice} has already reached max_tokens", "output_token_ids")
+
+    def _sequences(self, request: Request) -> list[Sequence]:
+        """One parent whose siblings fork from it, or, on resume, one independent sequence per unfinished choice."""
+        params, model = request.params, self.text_model
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        num_prompt = len(request.prompt_token_ids)
+        limit = self.max_model_len
+        if params.max_tokens is not None:
+            limit = min(limit, num_prompt + params.max_tokens)
+
+        def sequence(choice: int, output_token_ids: list[int]) -> Sequence:
+            return Sequence(
+                request_id=request.request_id,
+                prompt_token_ids=request.prompt_token_ids,
+                params=params,
+                arrival_time=self._clock(),
+                seed=seed,
+                max_num_tokens=limit,
+                choice=choice,
+                priority=request.priority,
+                cache_root=root_hash(
+                    model.fingerprint, model.kv_dtype, self.block_size, cache_salt=request.cache_salt
+                ),
+                output_token_ids=output_token_ids,
+            )
+
+        if request.output_token_ids:
+            return [sequence(choice, list(tokens)) for choice, tokens in request.output_token_ids.items()]
+        parent = sequence(0, [])
+        parent.siblings = [sequence(choice, []) for choice in range(1, params.n)]
+        return [parent]
+
+    def _collect_prompt_logprobs(self, output: SchedulerOutput, logits: StepLogits) -> None:
+        for index, scheduled in enumerate(output.scheduled):
+            rows = logits.of_prompt(index)
+            if rows is None:
+                continue
+            seq, start = scheduled.seq, scheduled.seq.num_computed_tokens
+            targets = seq.prompt_token_ids[start + 1 : start + 1 + rows.shape[0]]
+            found: list[TokenLogprobs] = prompt_logprobs(rows, targets, seq.params.prompt_logprobs or 0)
+            self._choices[seq].add_prompt_logprobs(found, start=start)
+
+    def _sample(self, slots: list[TokenSlot], logits: StepLogits) -> list[ChoiceDelta]:
+        if not slots:
+            return []
+        rows = logits.to_sample([slot.row for slot in slots])
+        sampled = self._sampler.sample(rows, [slot.seq for slot in slots])
+        deltas = []
+        for slot, token in zip(slots, sampled, strict=True):
+            seq = slot.seq
+            self.scheduler.append_token(seq, token.token_id)
+            self._counters.num_output_tokens += 1
+            delta = self._choices[seq].advance(token)
+            if delta.finish_reason is not None:
+                self.scheduler.finish(seq, delta.finish_reason)
+                self._forget(seq, delta.finish_reason)
+            deltas.append(delta)
+        return deltas
+
+    def _forget(self, seq: Sequence, reason: FinishReason) -> None:
+        del self._choices[seq]
+        self._counters.num_finished[str(reason)] += 1
+        remaining = self._request_ids[seq.request_id] - 1
+        if remaining:
+            self._request_ids[seq.request_id] = remaining
+        else:
+            del self._request_ids[seq.request_id]

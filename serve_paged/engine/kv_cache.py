@@ -1,0 +1,74 @@
+"""The KV cache's memory: one tensor on the device, one on the host, a block being one row of either."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import numba_kernels
+from numba_kernels import KVLayout
+from serve_paged.core.schedule_output import SchedulerOutput
+
+logger = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """The shape of one block: [num_layers, 2, num_kv_heads, block_size, head_dim]."""
+
+    num_layers: int
+    num_kv_heads: int
+    block_size: int
+    head_dim: int
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of one block, K and V of all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.block_size * self.head_dim * dtype.itemsize
+
+    def num_blocks_in(self, gib: float, dtype: torch.dtype) -> int:
+        """How many blocks fit into that many GiB."""
+        return int(gib * GIB) // self.num_bytes(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class SwapTime:
+    """What moving blocks between device and host took in one step."""
+
+    num_blocks: int
+    seconds: float
+
+
+class KVCache:
+    """Blocks on the device and on the host, and the row copies that a scheduler's output asks for.
+
+    Both tensors are zero-filled: a NaN in an unused slot would poison attention's output.
+    """
+
+    def __init__(
+        self, shape: BlockShape, dtype: torch.dtype, layout: KVLayout, *, num_blocks: int, num_host_blocks: int
+    ) -> None:
+        row = (shape.num_layers, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
+        self.layout = layout
+        self.block_size = shape.block_size
+        self.blocks = torch.zeros((num_blocks, *row), dtype=dtype)
+        self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype)
+
+    def move_blocks(self, output: SchedulerOutput) -> SwapTime:
+        """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/scheduler.py)."""
+        start = time.perf_counter()
+        if output.swap_out:
+            numba_kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))
+        if output.swap_in:
+            numba_kernels.swap_blocks(self.host_blocks, self.blocks, _pairs(output.swap_in))
+        seconds = time.perf_counter() - start
+        if output.copies:
+            numba_kernels.copy_blocks(self.blocks, _pairs(output.copies))
+        return SwapTime(len(output.swap_out) + len(output.swap_in), seconds)
+
+
+def _pairs(pairs: list[tuple[int, int]]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.int64)  # [num_pairs, 2]

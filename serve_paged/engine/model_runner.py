@@ -1,0 +1,67 @@
+"""Runs one step's forward pass over the paged KV cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import numba_kernels
+from serve_paged.core.schedule_output import SchedulerOutput
+from serve_paged.engine.batch import Batch, build_batch
+from serve_paged.engine.kv_cache import KVCache
+from serve_paged.model.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class StepLogits:
+    """Logits of one step: float32 [num_logits, vocab_size], and which rows belong to whom."""
+
+    logits: Tensor
+    batch: Batch
+
+    def to_sample(self, scheduled_indices: list[int]) -> Tensor:
+        """The logits that these scheduled sequences' next tokens are drawn from, one row each."""
+        rows = [self.batch.sample_rows[i] for i in scheduled_indices]
+        if rows == list(range(self.logits.shape[0])):
+            return self.logits  # the usual case: every row is sampled from once, so no copy
+        return self.logits[torch.tensor(rows, dtype=torch.int64)]
+
+    def of_prompt(self, scheduled_index: int) -> Tensor | None:
+        """The logits that predict the prompt tokens after the first of this chunk, if they were asked for."""
+        rows = self.batch.prompt_rows.get(scheduled_index)
+        return None if rows is None else self.logits[rows[0] : rows[1]]
+
+
+class ModelRunner:
+    """Owns nothing but references: the decoder's weights and the KV cache's memory."""
+
+    def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+
+    @torch.inference_mode()
+    def run(self, output: SchedulerOutput) -> StepLogits:
+        """Compute the scheduled tokens, write their K and V, return the logits that somebody needs."""
+        batch = build_batch(output, self._kv_cache.block_size)
+        hidden = self._decoder.forward(
+            batch.input_ids, batch.positions, self._kv_cache.blocks, batch.metadata, self._kv_cache.layout
+        )
+        if batch.logits_rows.shape[0] != hidden.shape[0]:
+            hidden = hidden[batch.logits_rows]  # in decode every token needs its logits: no gather then
+        return StepLogits(self._decoder.logits(hidden), batch)
+
+    @torch.inference_mode()
+    def warm_up(self, max_num_tokens: int) -> None:
+        """Load or compile every kernel by running padded batches that write nothing."""
+        for num_seqs, tokens_per_seq in ((1, 1), (32, 1), (1, max_num_tokens)):
+            num_tokens = num_seqs * tokens_per_seq
+            metadata = numba_kernels.attention_metadata(
+                torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),
+                torch.full((num_tokens,), -1, dtype=torch.int64),
+                torch.arange(0, num_tokens + 1, tokens_per_seq, dtype=torch.int32),
+                torch.full((num_seqs,), tokens_per_seq, dtype=torch.int32),
+            )
+            ids = torch.zeros(num_tokens, dtype=torch.int64)
+            positions = torch.arange(tokens_per_seq, dtype=torch.int64).repeat(num_seqs)
+            hidden = self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)
+            self._decoder.logits(hidden[:num_seqs])
