@@ -9,6 +9,9 @@ How to write a kernel:
   factory. Closing over another compiled function or an intrinsic is refused: Numba keys its disk cache by a closure's
   pickled values, and those hold an identity that is new in each process, so the cache would never be hit. Name such
   functions as globals and choose between them with `if is_bf16:`; the dead branch is pruned.
+- Inside `prange(n)` never write `p[i] = x` through a raw pointer with the loop's own index: Numba sees an array that
+  nobody reads afterwards and drops the store without a word. Store in a `@device` function, or through an intrinsic.
+- `numba.get_num_threads()` inside a kernel makes it uncacheable; `get_thread_id()` does not. Pass the number in.
 """
 
 import functools
@@ -42,9 +45,10 @@ def build_stamp() -> str:
     return digest.hexdigest()
 
 
-def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+def kernel(*, parallel: bool = False, exact: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: an entry point called from Python, without the GIL, cached on disk, `prange` live if `parallel`.
 
+    `exact` keeps every float operation as written (attention's bitwise invariances need it): no `FASTMATH`.
     Compiled (or loaded) at its first call. Raises `TypeError` if the function closes over anything but plain values.
     """
 
@@ -53,10 +57,11 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
         for value in values:
             if not isinstance(value, int | float | str | bool):
                 raise TypeError(f"{function.__qualname__} closes over {value!r}: its disk cache would never be hit")
-        variant = hashlib.blake2b(repr(values).encode(), digest_size=4).hexdigest()
+        # Numba's cache tells neither closures in one index file apart safely (see `build_stamp`) nor `parallel`.
+        variant = hashlib.blake2b(repr((values, parallel)).encode(), digest_size=4).hexdigest()
         function.__qualname__ = f"{function.__name__}_{variant}_{build_stamp()}"
         options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
-        return njit(parallel=parallel, fastmath=set(FASTMATH), **options)(function)
+        return njit(parallel=parallel, fastmath=False if exact else set(FASTMATH), **options)(function)
 
     return compile_
 
@@ -64,6 +69,11 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
 def device(function: Callable[..., Any]) -> Any:
     """Decorator: a helper that kernels call; always inlined. Its code is saved as part of theirs."""
     return njit(nogil=True, boundscheck=False, error_model="numpy", fastmath=set(FASTMATH), forceinline=True)(function)
+
+
+def exact_device(function: Callable[..., Any]) -> Any:
+    """Decorator: `device` without `FASTMATH`."""
+    return njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)(function)
 
 
 def _pointer_to(element: types.Type) -> Any:
@@ -82,6 +92,17 @@ u16_ptr = _pointer_to(types.uint16)
 u32_ptr = _pointer_to(types.uint32)
 i32_ptr = _pointer_to(types.int32)
 i64_ptr = _pointer_to(types.int64)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def float_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
+    """int64 address -> pointer to bfloat16 bits (uint16) if the constant `is_bfloat` is true, else to float32."""
+    element = types.uint16 if is_bfloat.literal_value else types.float32
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
+
+    return types.CPointer(element)(types.int64, is_bfloat), generate
 
 
 @intrinsic
