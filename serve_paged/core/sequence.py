@@ -44,6 +44,8 @@ class Sequence:
     num_computed_tokens: int = 0  # tokens whose K and V are in the cache
     num_cached_tokens: int = 0  # of these, found in the prefix cache at first admission
     num_preemptions: int = 0
+    first_scheduled_time: float | None = None  # seconds; when it first left the waiting line
+    order: tuple[float, int, int] = (0.0, 0, 0)  # place in line, fixed when added (core/priority.py)
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
 
