@@ -1,0 +1,103 @@
+"""What the sampler knows of the sequences of one step, as tensors. Made anew only when the batch changes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.core.sequence import Sequence
+from serve_paged.engine.penalties import Penalties
+from serve_paged.engine.philox import seed_words, uniforms
+from serve_paged.engine.truncation import Truncation
+
+_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # float32 has no smaller divisor; equals greedy but for ties
+
+
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Single elements of a [S, vocab] tensor."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+
+
+class SamplingBatch:
+    """Per-row parameters of the sequences `seqs`, in their order."""
+
+    def __init__(
+        self,
+        seqs: list[Sequence],
+        *,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device,
+        previous: "SamplingBatch | None",
+    ) -> None:
+        self.seqs = list(seqs)
+        self._device = device
+        self._eos_token_ids = eos_token_ids
+        self._bias = [(row, seq) for row, seq in enumerate(seqs) if seq.params.logit_bias]
+        self._bias_entries = self._entries((row, seq.params.logit_bias) for row, seq in self._bias)
+        biases = [value for _, seq in self._bias for value in seq.params.logit_bias.values()]
+        self._bias_values = torch.tensor(biases, dtype=torch.float32, device=device)
+        self._with_minimum = [(row, seq) for row, seq in enumerate(seqs) if seq.params.min_tokens]
+        self.penalties: Penalties = Penalties(seqs, previous.penalties if previous is not None else None)
+        self.logprob_rows = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
+        drawn = [row for row, seq in enumerate(seqs) if not seq.params.greedy]
+        params = [seqs[row].params for row in drawn]
+        cut = [_truncates(p, vocab_size) for p in params]
+        self.drawn_rows = self._ints(drawn)  # [D] rows of the batch that are not greedy
+        self.plain = self._ints(i for i, is_cut in enumerate(cut) if not is_cut)  # of those: the whole vocabulary
+        self.cut = self._ints(i for i, is_cut in enumerate(cut) if is_cut)  # and the others
+        self.truncation = _truncation(params, vocab_size, device)
+        self._key = seed_words([seqs[row].seed for row in drawn])
+        self._choices = [seqs[row].choice for row in drawn]
+        self._drawn = [seqs[row] for row in drawn]
+
+    def apply(self, logits: torch.Tensor) -> None:
+        """Apply logit_bias, min_tokens and penalties in place; logits float32 [S, vocab]."""
+        if self._bias:
+            logits[self._bias_entries.rows, self._bias_entries.ids] += self._bias_values
+        banned = self._entries(
+            (row, {*self._eos_token_ids, *seq.params.stop_token_ids})
+            for row, seq in self._with_minimum
+            if seq.num_output_tokens < seq.params.min_tokens
+        )
+        if len(banned.rows):
+            logits[banned.rows, banned.ids] = -torch.inf
+        if self.penalties:
+            self.penalties.apply(logits)
+
+    def uniforms(self) -> torch.Tensor:
+        """This step's random number of each drawn row, float64 [D] in [0, 1)."""
+        numbers = uniforms(self._key, self._choices, [seq.num_output_tokens for seq in self._drawn])
+        return torch.from_numpy(numbers).to(self._device)
+
+    def _entries(self, found: Iterable[tuple[int, Iterable[int]]]) -> _Entries:
+        pairs = [(row, token_id) for row, ids in found for token_id in ids]
+        rows_ids = torch.tensor(pairs, dtype=torch.int64, device=self._device).view(-1, 2)
+        return _Entries(rows_ids[:, 0], rows_ids[:, 1])
+
+    def _ints(self, values: Iterable[int]) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+
+
+def _truncates(params: SamplingParams, vocab_size: int) -> bool:
+    return 0 < params.top_k < vocab_size or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _truncation(params: list[SamplingParams], vocab_size: int, device: torch.device) -> Truncation:
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device)
+    min_p = np.array([p.min_p for p in params], dtype=np.float64)
+    with np.errstate(divide="ignore"):  # 0 becomes -inf: no cut
+        log_min_p = torch.from_numpy(np.log(min_p).astype(np.float32)).to(device)
+    return Truncation(
+        temperature=temperature.clamp(min=_SMALLEST_TEMPERATURE),
+        top_k=torch.tensor(
+            [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params], dtype=torch.int64, device=device
+        ),
+        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
+        log_min_p=log_min_p,
+    )
