@@ -1,0 +1,127 @@
+"""Converting a GGUF file into a model folder: config and tokenizer by transformers, weights dequantised here.
+
+transformers itself reads GGUF weights only through another package (accelerate) and all at once; here they pass one by
+one. Imports transformers: import it only to convert.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, dequantize
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import AutoConfig, GenerationConfig
+
+from serve_paged.model.config import ARCHITECTURES
+from serve_paged.model.errors import UnsupportedModel
+from serve_paged.model.gguf_tokenizer import end_token_ids, load_gguf_tokenizer
+
+TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1 and later: one divisor per RoPE frequency
+MAX_SHARD_BYTES = 4 * 1024**3
+
+
+def convert_gguf(gguf_file: Path, folder: Path) -> None:
+    """Write config, tokenizer and float32 weights (exactly those that the quantised ones stand for) into `folder`.
+
+    Raises `UnsupportedModel` for an architecture or a tensor that the decoder does not have.
+    """
+    with tqdm(desc=f"converting {gguf_file.name}, once: reading", unit="tensor") as progress:
+        reader = GGUFReader(gguf_file)
+        architecture = _field(reader, "general.architecture")
+        if architecture not in {known.model_type for known in ARCHITECTURES.values()}:
+            supported = ", ".join(ARCHITECTURES)
+            raise UnsupportedModel(f"unsupported GGUF architecture: {architecture}; supported: {supported}")
+        config = _read_config(gguf_file, reader)
+        progress.set_description(f"converting {gguf_file.name}, once: tokenizer")
+        tokenizer = load_gguf_tokenizer(gguf_file, reader, model_max_length=config.max_position_embeddings)
+        tokenizer.save_pretrained(folder)
+        config.eos_token_id = end_token_ids(tokenizer, _field(reader, "tokenizer.ggml.eot_token_id"))
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        progress.set_description(f"converting {gguf_file.name}, once: weights")
+        _write_weights(reader, config, folder, progress)
+
+
+def _field(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    return None if field is None else field.contents()
+
+
+def _read_config(gguf_file: Path, reader: GGUFReader) -> Any:
+    config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    config.architectures = [name for name, known in ARCHITECTURES.items() if known.model_type == config.model_type]
+    if config.model_type == "mistral":  # GGUF has no window for it, and llama.cpp applies none
+        config.sliding_window = None
+    config.dtype = torch.float32
+    for tensor in reader.tensors:
+        if tensor.name == ROPE_FACTORS:
+            # The general form of the same frequencies: longrope whose factors are the same at every length.
+            factors = dequantize(tensor.data, tensor.tensor_type).tolist()
+            config.rope_parameters = {
+                "rope_type": "longrope",
+                "rope_theta": config.rope_parameters["rope_theta"],
+                "short_factor": factors,
+                "long_factor": factors,
+                "factor": 1.0,
+                "attention_factor": 1.0,
+                "original_max_position_embeddings": config.max_position_embeddings,
+            }
+    return config
+
+
+def _write_weights(reader: GGUFReader, config: Any, folder: Path, progress: Any) -> None:
+    """Dequantise tensor by tensor into shards, so that memory holds one shard at most."""
+    shard: dict[str, torch.Tensor] = {}
+    num_shards = num_bytes = 0
+    tensors = [tensor for tensor in reader.tensors if tensor.name != ROPE_FACTORS]
+    progress.reset(total=len(tensors))
+    for tensor in tensors:
+        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        if config.model_type in ("llama", "mistral") and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
+            num_heads = config.num_attention_heads if ".attn_q." in tensor.name else config.num_key_value_heads
+            weight = _halves_first(weight, num_heads)
+        shard[_weight_name(tensor.name)] = weight
+        num_bytes += weight.nbytes
+        progress.update()
+        if num_bytes > MAX_SHARD_BYTES:
+            num_shards, num_bytes = num_shards + 1, 0
+            save_file(shard, folder / f"model-{num_shards:05d}.safetensors", metadata={"format": "pt"})
+            shard = {}
+    if shard:
+        save_file(shard, folder / f"model-{num_shards + 1:05d}.safetensors", metadata={"format": "pt"})
+
+
+def _halves_first(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Undo llama.cpp's order of rows for Llama, which pairs dimension i of a head with i + 1, not i + head_dim / 2."""
+    by_pair = weight.view(num_heads, weight.shape[0] // num_heads // 2, 2, *weight.shape[1:])
+    return by_pair.transpose(1, 2).reshape(weight.shape)
+
+
+def _weight_name(gguf_name: str) -> str:
+    """Translate a tensor's name into that of transformers."""
+    if gguf_name in TOP_NAMES:
+        return TOP_NAMES[gguf_name]
+    block, _, rest = gguf_name.removeprefix("blk.").partition(".")
+    part, _, kind = rest.rpartition(".")
+    if not gguf_name.startswith("blk.") or part not in BLOCK_NAMES:
+        raise UnsupportedModel(f"unsupported tensor in a GGUF file: {gguf_name}")
+    return f"model.layers.{block}.{BLOCK_NAMES[part]}.{kind}"

@@ -1,0 +1,121 @@
+"""One decoder layer: attention over the paged KV cache and the gated feed-forward, between two RMS norms."""
+
+from dataclasses import dataclass
+
+import torch
+
+from numba_kernels import AttentionMetadata, KVLayout, paged_attention, rms_norm, rope_and_write_kv, silu_and_mul
+from serve_paged.model.config import ModelConfig
+from serve_paged.model.linear import Linear
+from serve_paged.model.rope import RopeTables
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What every layer of one step shares."""
+
+    positions: torch.Tensor  # int64 [num_tokens]
+    rope: RopeTables
+    kv_cache: torch.Tensor  # [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]
+    metadata: AttentionMetadata
+    layout: KVLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention of one layer. Writes this step's keys and values to the cache, then attends to it."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int | None
+    eps: float
+    qkv: Linear  # queries, keys and values of all heads, in this order
+    o: Linear
+    q_norm: torch.Tensor | None  # [head_dim], where queries and keys are normed per head
+    k_norm: torch.Tensor | None
+
+    def __call__(self, hidden: torch.Tensor, step: StepInputs) -> torch.Tensor:
+        """Map `hidden` [num_tokens, hidden_size] to the same shape."""
+        num_tokens = hidden.shape[0]
+        heads = self.qkv(hidden).view(num_tokens, -1, self.head_dim)  # [num_tokens, heads + 2 * kv heads, head_dim]
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
+        rope, cache, slots = step.rope, step.kv_cache, step.metadata.slot_mapping
+        rope_and_write_kv(
+            q, k, v, rope.cos, rope.sin, step.positions, cache, self.layer, slots, layout=step.layout
+        )  # q is rotated in place
+        attended = paged_attention(
+            q,
+            cache,
+            self.layer,
+            step.metadata,
+            scale=self.head_dim**-0.5,
+            layout=step.layout,
+            sliding_window=self.sliding_window,
+        )
+        return self.o(attended.reshape(num_tokens, -1))
+
+    def _norm_heads(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return rms_norm(heads.reshape(-1, self.head_dim), weight, self.eps).view(heads.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """down(silu(gate(x)) * up(x))."""
+
+    gate_up: Linear  # gate, then up
+    down: Linear
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map `hidden` [num_tokens, hidden_size] to the same shape."""
+        return self.down(silu_and_mul(self.gate_up(hidden)))
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Attention and feed-forward, each added to the residual stream."""
+
+    eps: float
+    input_norm: torch.Tensor  # [hidden_size]
+    attention: Attention
+    post_attention_norm: torch.Tensor  # [hidden_size]
+    feed_forward: FeedForward
+
+    def __call__(self, update: torch.Tensor | None, residual: torch.Tensor, step: StepInputs) -> torch.Tensor:
+        """Add `update` (None in the first layer) to `residual` in place; return this layer's own update.
+
+        The last addition is left to the next layer, where one kernel adds and norms.
+        """
+        if update is None:
+            normed = rms_norm(residual, self.input_norm, self.eps)
+        else:
+            normed = rms_norm(update, self.input_norm, self.eps, residual=residual)
+        attended = self.attention(normed, step)
+        return self.feed_forward(rms_norm(attended, self.post_attention_norm, self.eps, residual=residual))
+
+
+def new_attention(
+    config: ModelConfig,
+    layer: int,
+    qkv: Linear,
+    o: Linear,
+    *,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+) -> Attention:
+    """Put the attention of one layer together."""
+    return Attention(
+        layer=layer,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        sliding_window=config.sliding_windows[layer],
+        eps=config.rms_norm_eps,
+        qkv=qkv,
+        o=o,
+        q_norm=q_norm,
+        k_norm=k_norm,
+    )
