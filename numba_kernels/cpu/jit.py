@@ -23,6 +23,7 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # Sums may be reordered (else no reduction vectorises), multiply-adds fused, reciprocals used. `nnan` and `ninf` are
@@ -103,6 +104,29 @@ def float_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any
         return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
 
     return types.CPointer(element)(types.int64, is_bfloat), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def word_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
+    """int64 address -> pointer to elements as bits: uint16 if the constant `is_bfloat` is true, else uint32."""
+    element = types.uint16 if is_bfloat.literal_value else types.uint32
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
+
+    return types.CPointer(element)(types.int64, is_bfloat), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def stack_bytes(_context: Any, num_bytes: types.Type) -> Any:
+    """int64 address of a constant number of bytes on the stack, 64-byte aligned, one place per spot in the source."""
+
+    def generate(_c: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
+        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), num_bytes.literal_value))
+        place.align = 64
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.int64(num_bytes), generate
 
 
 @intrinsic
