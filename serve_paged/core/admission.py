@@ -40,9 +40,9 @@ class AdmissionGuard:
                 "max_tokens" if seq.num_prompt_tokens < self._num_usable_blocks * self._block_size else "prompt",
             )
 
-    def seats_left(self, running: list[Sequence]) -> int:
-        """How many more sequences may run; a choice not forked yet has its seat already."""
-        return self._max_num_seqs - sum(1 + len(seq.siblings) for seq in running)
+    def has_seats_for(self, seq: Sequence, running: list[Sequence]) -> bool:
+        """Whether a sequence may run as well; a choice not forked yet takes its seat with its parent."""
+        return sum(1 + len(other.siblings) for other in running) + 1 + len(seq.siblings) <= self._max_num_seqs
 
     def num_known_blocks(self, seq: Sequence) -> int:
         """Blocks for the tokens known now, and for the copies of the tail that its forks will make."""
@@ -55,7 +55,7 @@ class AdmissionGuard:
         """
         if not running:
             return True
-        if self.seats_left(running) < 1 + len(seq.siblings):
+        if not self.has_seats_for(seq, running):
             return False
         outstanding = sum(self.num_known_blocks(other) - len(other.block_table) for other in running)
         return num_needed + outstanding + self._num_watermark_blocks <= num_free

@@ -49,7 +49,7 @@ def peak_growth(sequences: Iterable[tuple[int, int]], block_size: int) -> int:
     """Blocks needed beyond those held now when need is greatest; sequences as (remaining tokens, blocks held).
 
     All grow a token a step and give their blocks back when they end, so need is greatest just before one of them does
-    (the observation of the Past-Future scheduler, arXiv 2507.10150). The plain sum of remaining outputs would count
+    (as in the Past-Future scheduler, arXiv 2507.10150). The plain sum of remaining outputs would count
     together what is never held at one time.
     """
     by_end = sorted(sequences)

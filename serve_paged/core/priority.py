@@ -7,6 +7,10 @@ any work per step, and a sequence can be overtaken only by those that arrive wit
 `(its priority - theirs) * ageing_s` after it: nobody starves.
 """
 
+from operator import attrgetter
+
+order_of = attrgetter("order")  # of a sequence that `place_in_line` has given its place
+
 
 def effective_priority(priority: int, arrival_time: float, now: float, ageing_s: float) -> float:
     """Priority after ageing, for people to look at; lower is served first."""

@@ -14,21 +14,17 @@ gets its tokens, a waiting one is admitted if it fits. Without priorities that i
 """
 
 import time
-from bisect import insort
 from collections.abc import Callable
-from operator import attrgetter
 
 from serve_paged.core.admission import AdmissionGuard
 from serve_paged.core.block_hash import private_root
 from serve_paged.core.block_pool import BlockPool, num_blocks_for
-from serve_paged.core.errors import InvalidRequest
+from serve_paged.core.lines import Lines
 from serve_paged.core.preemption import PreemptionCosts, PreemptionPolicy
 from serve_paged.core.priority import place_in_line
 from serve_paged.core.schedule_output import ScheduledSequence, SchedulerOutput, SchedulerStats, TokenSlot
 from serve_paged.core.sequence import FinishReason, Sequence, SequenceStatus
 from serve_paged.core.sequence_blocks import SequenceBlocks
-
-_order = attrgetter("order")
 
 
 class Scheduler:
@@ -49,56 +45,56 @@ class Scheduler:
         costs: PreemptionCosts | None = None,
     ) -> None:
         self.pool = pool
-        self.running: list[Sequence] = []  # in order
         self.stats = SchedulerStats()
         self.guard = AdmissionGuard(
             block_size=block_size, max_num_seqs=max_num_seqs, num_usable_blocks=pool.num_usable, watermark=watermark
         )
         self.blocks = SequenceBlocks(pool, self.stats, block_size=block_size, policy=preemption, costs=costs)
+        self._lines = Lines()
         self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._ageing_s = ageing_s
         self._prefix_caching = prefix_caching
         self._clock = clock
-        self._waiting: list[Sequence] = []  # in order
-        self._requests: dict[str, list[Sequence]] = {}  # every live sequence
         self._num_added = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Running sequences, in order of service. Not to be changed."""
+        return self._lines.running
 
     @property
     def num_running(self) -> int:
         """Running sequences, choices not forked yet included."""
-        return sum(1 + len(seq.siblings) for seq in self.running)
+        return self._lines.num_running
 
     @property
     def num_waiting(self) -> int:
         """Waiting and preempted sequences, choices not forked yet included."""
-        return sum(1 + len(seq.siblings) for seq in self._waiting)
+        return self._lines.num_waiting
 
     def has_unfinished(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.running or self._waiting)
+        return bool(self._lines.running or self._lines.waiting)
 
     def add(self, seq: Sequence) -> None:
         """Queue a new sequence. Raises `InvalidRequest` or `RequestTooLong` if it could not be served even alone."""
         self.guard.check_possible(seq)
-        live = self._requests.get(seq.request_id, [])
-        if {other.choice for other in live} & {seq.choice, *(sibling.choice for sibling in seq.siblings)}:
-            raise InvalidRequest(f"request {seq.request_id!r} is already being served", "request_id")
         self._num_added += 1
-        if not self._prefix_caching:  # its own blocks may still come back from the host
-            seq.cache_root = private_root(seq.cache_root, self._num_added)
-            seq.block_hashes.clear()
         for choice in (seq, *seq.siblings):
             choice.order = place_in_line(
                 seq.priority, seq.arrival_time, self._ageing_s, serial=self._num_added, choice=choice.choice
             )
+        self._lines.join(seq)
+        if not self._prefix_caching:  # its own blocks may still come back from the host
+            seq.cache_root = private_root(seq.cache_root, self._num_added)
+            seq.block_hashes.clear()
         self.blocks.extend_hashes(seq)
-        self._requests[seq.request_id] = [*live, seq, *seq.siblings]
-        insort(self._waiting, seq, key=_order)
 
     def abort(self, request_id: str) -> list[Sequence]:
         """End every live sequence of a request; those that were live. An unknown id is one that has ended: none."""
-        live = list(self._requests.get(request_id, ()))
+        live = self._lines.of_request(request_id)
         for seq in live:
             self.finish(seq, FinishReason.ABORT)
         return live
@@ -107,23 +103,19 @@ class Scheduler:
         """End a sequence, and choices not forked from it yet, and give its blocks back. The first reason stays."""
         if seq.finished:
             return
-        for sibling in seq.siblings:
-            self._end(sibling, reason)
-        seq.siblings = []
-        if seq.status is SequenceStatus.RUNNING:
-            self.running.remove(seq)
-            self.blocks.release(seq)
-        else:
-            self._leave_line(seq)
+        for ended in self._lines.leave(seq):
+            self.blocks.release(ended)
+            ended.status = SequenceStatus.FINISHED
+            ended.finish_reason = reason
+            self.stats.num_finished[reason.value] = self.stats.num_finished.get(reason.value, 0) + 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.guard.output_lengths.record(seq.num_output_tokens)
-        self._end(seq, reason)
 
     def schedule(self) -> SchedulerOutput:
         """Plan the next step. Blocks are handed out here; the copies it lists and the forward pass must follow."""
         out = SchedulerOutput()
         budget = self._max_num_batched_tokens
-        running, waiting = self.running, self._waiting
+        running, waiting = self._lines.running, self._lines.waiting
         admitting = True
         index = 0
         while budget:
@@ -172,34 +164,23 @@ class Scheduler:
     def check(self) -> None:
         """Assert every invariant of the lines and of the pool; between steps."""
         self.pool.check([seq.block_table for seq in self.running])
-        for line in (self.running, self._waiting):
-            assert line == sorted(line, key=_order), "a line is out of order"
-        live = [seq for seqs in self._requests.values() for seq in seqs]
-        unforked = [sibling for seq in (*self.running, *self._waiting) for sibling in seq.siblings]
-        assert {id(seq) for seq in live} == {id(seq) for seq in (*self.running, *self._waiting, *unforked)}
-        assert len(live) == len(self.running) + len(self._waiting) + len(unforked), "a sequence stands in line twice"
-        assert all(self._requests.values()), "an ended request is remembered"
+        self._lines.check()
         for seq in self.running:
-            assert seq.status is SequenceStatus.RUNNING
             assert len(seq.block_hashes) == seq.num_tokens // self._block_size
             assert num_blocks_for(seq.num_computed_tokens, self._block_size) <= len(seq.block_table)
-        for seq in (*self._waiting, *unforked):
-            assert seq.status in (SequenceStatus.WAITING, SequenceStatus.PREEMPTED)
-            assert not seq.block_table, "a waiting sequence holds blocks"
-            assert seq.num_computed_tokens == 0
-        assert self.guard.seats_left(self.running) >= 0, "more sequences than seats"
+        assert self.num_running <= self._max_num_seqs, "more sequences than seats"
 
     def _admit(self, seq: Sequence, index: int, out: SchedulerOutput) -> bool:
         """Let the head of the waiting line run, as `running[index]`; false if it has to wait."""
+        if index == len(self.running) and not self.guard.has_seats_for(seq, self.running):
+            return False  # the usual reason, found out before anything dear
         hits = self.blocks.match_prefix(seq)
         if not self._fits(seq, hits, expected=True):
             if not self._clear_the_way(seq, hits, index, out):
                 return False
             hits = self.blocks.match_prefix(seq)  # preempting may have moved cached blocks
         self.blocks.start(seq, hits, out)
-        seq.status = SequenceStatus.RUNNING
-        del self._waiting[0]
-        self.running.insert(index, seq)
+        self._lines.start_first(index)
         if seq.first_scheduled_time is None:
             seq.first_scheduled_time = self._clock()
             seq.num_cached_tokens = min(seq.num_computed_tokens, seq.num_prompt_tokens)
@@ -237,37 +218,17 @@ class Scheduler:
 
     def _preempt_last(self, out: SchedulerOutput) -> Sequence:
         """Take all blocks from the last running sequence, which waits again."""
-        seq = self.running.pop()
+        seq = self._lines.stop_last()
         self.blocks.give_up(seq, out)
         seq.num_preemptions += 1
-        seq.status = SequenceStatus.PREEMPTED
-        insort(self._waiting, seq, key=_order)
         out.preempted.append(seq)
         return seq
 
     def _fork(self, parent: Sequence) -> list[Sequence]:
         """Let the other choices run on the parent's blocks; whoever writes into a shared tail first copies it."""
-        children, parent.siblings = parent.siblings, []
+        children = self._lines.fork(parent)
         for child in children:
             self.blocks.share(parent, child)
             child.num_cached_tokens = parent.num_cached_tokens
             child.first_scheduled_time = parent.first_scheduled_time
-            child.status = SequenceStatus.RUNNING
-            insort(self.running, child, key=_order)
         return children
-
-    def _leave_line(self, seq: Sequence) -> None:
-        for other in self._requests[seq.request_id]:
-            if seq in other.siblings:  # not forked yet: it stands in line with its parent
-                other.siblings.remove(seq)
-                return
-        self._waiting.remove(seq)
-
-    def _end(self, seq: Sequence, reason: FinishReason) -> None:
-        seq.status = SequenceStatus.FINISHED
-        seq.finish_reason = reason
-        self.stats.num_finished[reason.value] = self.stats.num_finished.get(reason.value, 0) + 1
-        live = self._requests[seq.request_id]
-        live.remove(seq)
-        if not live:
-            del self._requests[seq.request_id]

@@ -179,5 +179,4 @@ def _copy(pairs: list[tuple[int, int]], source: dict[int, list[int]], target: di
     targets = [block for _, block in pairs]
     assert len(set(targets)) == len(targets), "a block is written twice"
     contents = [list(source[block]) for block, _ in pairs]
-    for block, content in zip(targets, contents, strict=True):
-        target[block] = content
+    target.update(zip(targets, contents, strict=True))
