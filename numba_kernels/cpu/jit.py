@@ -26,6 +26,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from numba_kernels.cpu.threading import load_tbb
+
 # Sums may be reordered (else no reduction vectorises), multiply-adds fused, reciprocals used. `nnan` and `ninf` are
 # left out: masks use -inf, and a NaN must come out as a NaN, not as a number.
 FASTMATH = frozenset({"reassoc", "contract", "nsz", "arcp", "afn"})
@@ -61,6 +63,8 @@ def kernel(*, parallel: bool = False, exact: bool = False) -> Callable[[Callable
         # Numba's cache tells neither closures in one index file apart safely (see `build_stamp`) nor `parallel`.
         variant = hashlib.blake2b(repr((values, parallel)).encode(), digest_size=4).hexdigest()
         function.__qualname__ = f"{function.__name__}_{variant}_{build_stamp()}"
+        if parallel:
+            load_tbb()
         options: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
         return njit(parallel=parallel, fastmath=False if exact else set(FASTMATH), **options)(function)
 
@@ -95,7 +99,7 @@ i32_ptr = _pointer_to(types.int32)
 i64_ptr = _pointer_to(types.int64)
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic(prefer_literal=True)
 def float_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
     """int64 address -> pointer to bfloat16 bits (uint16) if the constant `is_bfloat` is true, else to float32."""
     element = types.uint16 if is_bfloat.literal_value else types.float32
@@ -106,7 +110,7 @@ def float_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any
     return types.CPointer(element)(types.int64, is_bfloat), generate
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic(prefer_literal=True)
 def word_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
     """int64 address -> pointer to elements as bits: uint16 if the constant `is_bfloat` is true, else uint32."""
     element = types.uint16 if is_bfloat.literal_value else types.uint32
@@ -117,7 +121,7 @@ def word_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
     return types.CPointer(element)(types.int64, is_bfloat), generate
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+@intrinsic(prefer_literal=True)
 def stack_bytes(_context: Any, num_bytes: types.Type) -> Any:
     """int64 address of a constant number of bytes on the stack, 64-byte aligned, one place per spot in the source."""
 

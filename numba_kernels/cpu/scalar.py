@@ -78,7 +78,7 @@ def fma(_context: Any, _x: types.Type, _y: types.Type, _z: types.Type) -> Any:
 
 
 @device
-def exp(x: float) -> float:
+def exp(x: Any) -> Any:
     """e**x in float32, relative error below 2e-7, for |x| <= 87 (clamped beyond); NaN gives NaN.
 
     Cephes' expf: x = n*ln 2 + r with ln 2 in two parts, a polynomial for e**r, and n put into the exponent's bits.
