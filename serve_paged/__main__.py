@@ -15,6 +15,7 @@ from serve_paged.config import DEFAULT_MODEL, EngineConfig
 if TYPE_CHECKING:
     from serve_paged.engine.bench import BenchResult
     from serve_paged.engine.engine import Engine
+    from serve_paged.engine.text import TextModel
 
 model_option = click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, .gguf or Hugging Face id."
@@ -67,7 +68,6 @@ def generate(
     from serve_paged.core.outputs import ChoiceDelta
     from serve_paged.core.sampling_params import SamplingParams
     from serve_paged.engine import offline
-    from serve_paged.model.chat_template import encode_chat
 
     try:
         params = SamplingParams(
@@ -75,10 +75,8 @@ def generate(
         )
         engine = _build_engine(model=model, dtype=dtype, threads=threads)
         text_model = engine.text_model
-        if raw:
-            token_ids = text_model.tokenizer.encode(prompt).ids
-        else:
-            token_ids = encode_chat(text_model.folder, text_model.tokenizer, [{"role": "user", "content": prompt}])
+        text = prompt if raw else _chat_prompt(text_model, prompt)
+        token_ids = text_model.tokenizer.encode(text, add_special_tokens=raw).ids
 
         def echo(delta: ChoiceDelta) -> None:
             if num_choices == 1:
@@ -153,6 +151,16 @@ def _build_engine(**settings: object) -> Engine:
         return build_engine(EngineConfig(**settings))  # type: ignore[arg-type]
     except ValueError as refused:
         raise click.ClickException(str(refused)) from refused
+
+
+def _chat_prompt(text_model: TextModel, message: str) -> str:
+    from serve_paged.serve.chat_template import render_chat
+
+    template = text_model.chat_template
+    messages = [{"role": "user", "content": message}]
+    if template is None:
+        return render_chat(None, {}, messages)
+    return render_chat(template.source, template.special_tokens, messages)
 
 
 def _table(result: BenchResult) -> str:

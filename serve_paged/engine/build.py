@@ -16,7 +16,7 @@ from serve_paged.engine.model_runner import ModelRunner
 from serve_paged.engine.sampler import Sampler
 from serve_paged.engine.text import TextModel
 from serve_paged.model.loader import LoadedModel, load_model
-from serve_paged.model.tokenizer import load_tokenizer
+from serve_paged.model.tokenizer import load_chat_template, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,11 @@ def build_engine(config: EngineConfig) -> Engine:
     torch.set_num_threads(threads)
     numba_kernels.set_num_threads(threads)
     dtype = choose_dtype(config.dtype)
-    model = load_model(config.model, dtype)
+    return assemble_engine(config, load_model(config.model, dtype), dtype)
+
+
+def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
+    """The same over a model that is loaded already."""
     shape = BlockShape(
         model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim
     )
@@ -48,12 +52,14 @@ def build_engine(config: EngineConfig) -> Engine:
     runner = ModelRunner(model.decoder, kv_cache)
     runner.warm_up(min(config.max_num_batched_tokens, max_model_len))
     text_model = describe_text(config, model, dtype)
+    costs = PreemptionCosts()
     return Engine(
         text_model,
-        build_scheduler(config, kv_cache),
+        build_scheduler(config, kv_cache, costs),
         kv_cache,
         runner,
         Sampler(text_model.vocab_size, text_model.eos_token_ids),
+        costs,
         max_model_len=max_model_len,
     )
 
@@ -83,12 +89,13 @@ def fit_context(wanted: int | None, of_model: int, num_blocks: int, shape: Block
     return min(of_model, capacity)
 
 
-def build_scheduler(config: EngineConfig, kv_cache: KVCache) -> Scheduler:
+def build_scheduler(config: EngineConfig, kv_cache: KVCache, costs: PreemptionCosts) -> Scheduler:
     """A scheduler over a pool that has one block for each row of the cache."""
     pool = BlockPool(kv_cache.blocks.shape[0], kv_cache.host_blocks.shape[0])
     return Scheduler(
         pool,
-        PreemptionCosts(config.preemption),
+        costs=costs,
+        preemption=config.preemption,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -104,6 +111,7 @@ def describe_text(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) 
         name=config.served_model_name or os.path.basename(config.model.rstrip("/")),
         folder=str(model.folder),
         tokenizer=load_tokenizer(model.folder),
+        chat_template=load_chat_template(model.folder),
         vocab_size=model.config.vocab_size,
         eos_token_ids=model.config.eos_token_ids,
         fingerprint=model.fingerprint,

@@ -10,8 +10,8 @@ from serve_paged.core.errors import InvalidRequest, RequestTooLong
 from serve_paged.core.outputs import ChoiceDelta, EngineStats, TokenLogprobs
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.sampling_params import SamplingParams
-from serve_paged.core.schedule_output import SchedulerOutput
-from serve_paged.core.scheduler import Scheduler, TokenSlot
+from serve_paged.core.schedule_output import SchedulerOutput, TokenSlot
+from serve_paged.core.scheduler import Scheduler
 from serve_paged.core.sequence import FinishReason, Sequence
 from serve_paged.engine.choice import Choice
 from serve_paged.engine.kv_cache import KVCache
@@ -19,6 +19,8 @@ from serve_paged.engine.logprobs import prompt_logprobs
 from serve_paged.engine.model_runner import ModelRunner, StepLogits
 from serve_paged.engine.sampler import Sampler, check_token_ids
 from serve_paged.engine.text import TextModel
+
+MIN_PREFILL_TOKENS = 64  # a smaller step is bound by reading the weights and says little about what a token costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,6 @@ class _Counters:
     num_steps: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
-    num_finished: dict[str, int] = field(default_factory=lambda: {str(reason): 0 for reason in FinishReason})
 
 
 class Engine:
@@ -54,6 +55,7 @@ class Engine:
         kv_cache: KVCache,
         runner: ModelRunner,
         sampler: Sampler,
+        costs: PreemptionCosts,
         *,
         max_model_len: int,
         clock: Callable[[], float] = time.monotonic,
@@ -65,7 +67,7 @@ class Engine:
         self._kv_cache = kv_cache
         self._runner = runner
         self._sampler = sampler
-        self._costs: PreemptionCosts = scheduler.costs
+        self._costs = costs
         self._clock = clock
         self._choices: dict[Sequence, Choice] = {}
         self._request_ids: dict[str, int] = {}  # open requests -> choices still running
@@ -86,7 +88,7 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """End a request whose client went away; unknown or finished ones are ignored, as the two may cross."""
         for seq in self.scheduler.abort(request_id):
-            self._forget(seq, FinishReason.ABORT)
+            self._forget(seq)
 
     def has_unfinished(self) -> bool:
         """Whether another step would do anything."""
@@ -101,33 +103,32 @@ class Engine:
         output = self.scheduler.schedule()
         swap = self._kv_cache.move_blocks(output)
         if swap.num_blocks:
-            self._costs.observe_swap(swap.num_blocks, swap.seconds)
+            self._costs.record_swap(swap.num_blocks, swap.seconds)
         if not output.scheduled:
             return []
         start = time.perf_counter()
         logits = self._runner.run(output)
-        num_tokens = sum(scheduled.num_new_tokens for scheduled in output.scheduled)
-        self._costs.observe_compute(num_tokens, time.perf_counter() - start)
+        if output.num_tokens >= MIN_PREFILL_TOKENS:
+            self._costs.record_compute(output.num_tokens, time.perf_counter() - start)
         self._counters.num_steps += 1
         self._collect_prompt_logprobs(output, logits)
         return self._sample(self.scheduler.computed(output), logits)
 
     def stats(self) -> EngineStats:
         """A snapshot of the state and the counters."""
-        pool, counts = self.scheduler.pool, self._counters
-        preemptions = self.scheduler.stats
+        pool, counts, scheduled = self.scheduler.pool, self._counters, self.scheduler.stats
         return EngineStats(
             num_running=self.scheduler.num_running,
             num_waiting=self.scheduler.num_waiting,
-            num_blocks=pool.num_blocks - 1,
+            num_blocks=pool.num_usable,
             num_free_blocks=pool.num_free,
             num_steps=counts.num_steps,
-            num_preemptions_recompute=preemptions.num_preemptions_recompute,
-            num_preemptions_swap=preemptions.num_preemptions_swap,
+            num_preemptions_recompute=scheduled.num_preemptions_recompute,
+            num_preemptions_swap=scheduled.num_preemptions_swap,
             num_prompt_tokens=counts.num_prompt_tokens,
             num_output_tokens=counts.num_output_tokens,
-            num_cached_tokens=preemptions.num_cached_tokens,
-            num_finished=dict(counts.num_finished),
+            num_cached_tokens=scheduled.num_cached_tokens,
+            num_finished={str(reason): scheduled.num_finished.get(reason.value, 0) for reason in FinishReason},
         )
 
     def _check(self, request: Request) -> None:
@@ -209,13 +210,12 @@ class Engine:
             delta = self._choices[seq].advance(token)
             if delta.finish_reason is not None:
                 self.scheduler.finish(seq, delta.finish_reason)
-                self._forget(seq, delta.finish_reason)
+                self._forget(seq)
             deltas.append(delta)
         return deltas
 
-    def _forget(self, seq: Sequence, reason: FinishReason) -> None:
+    def _forget(self, seq: Sequence) -> None:
         del self._choices[seq]
-        self._counters.num_finished[str(reason)] += 1
         remaining = self._request_ids[seq.request_id] - 1
         if remaining:
             self._request_ids[seq.request_id] = remaining

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from serve_paged.model.tokenizer import ChatTemplate
+
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
@@ -12,6 +14,7 @@ class TextModel:
     name: str  # what clients call it
     folder: str  # config, tokenizer and chat template lie here
     tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     fingerprint: str  # of the weights; root of the prefix-cache hash chain

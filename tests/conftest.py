@@ -1,0 +1,13 @@
+"""Fixtures that several parts share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import write_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama on disk, loadable like any local model."""
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")

@@ -1,0 +1,125 @@
+"""fp32 greedy output is token-identical to transformers, however the engine gets there.
+
+Proof by one forward pass per prompt: if transformers' most likely token after prompt + output[:t] is output[t] for
+every t, its own greedy output is `output`.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from serve_paged.config import DEFAULT_MODEL
+from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.engine.engine import Engine, Request
+from serve_paged.engine.offline import generate
+from serve_paged.model.source import model_folder
+from tests.engine.conftest import EngineFactory
+from tests.engine.real_text import real_prompts
+
+NUM_OUTPUT = 16
+GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_OUTPUT, ignore_eos=True)
+
+Outputs = list[list[int]]
+
+
+@cache
+def transformers_model() -> AutoModelForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(model_folder(DEFAULT_MODEL), dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def transformers_choices(prompt: list[int], output: list[int]) -> list[int]:
+    """What transformers would have said at each place of `output`."""
+    ids = torch.tensor([prompt + output])
+    logits = transformers_model()(ids, use_cache=False, logits_to_keep=len(output) + 1).logits
+    return logits[0, :-1].argmax(-1).tolist()
+
+
+def run(engine: Engine, prompts: list[list[int]], params: SamplingParams = GREEDY) -> Outputs:
+    return [completion.token_ids for completion in generate(engine, prompts, params)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((8, 220), id="8 prompts"),
+        pytest.param((48, 1500), id="48 prompts", marks=pytest.mark.slow),
+    ],
+)
+def prompts(request: pytest.FixtureRequest, real_engine: EngineFactory) -> list[list[int]]:
+    num_prompts, longest = request.param
+    return real_prompts(real_engine().text_model.tokenizer, num_prompts, longest=longest)
+
+
+@pytest.fixture(scope="module")
+def alone(prompts: list[list[int]], real_engine: EngineFactory) -> Outputs:
+    """Each prompt by itself, nothing cached."""
+    engine = real_engine(prefix_caching=False)
+    return [run(engine, [prompt])[0] for prompt in prompts]
+
+
+def pool_for(prompts: list[list[int]]) -> int:
+    """Blocks for the longest prompt and a little more: the others must make room again and again."""
+    longest = max(len(prompt) for prompt in prompts)
+    return 2 + (longest + NUM_OUTPUT) // 16 + 4
+
+
+def test_alone(prompts: list[list[int]], alone: Outputs) -> None:
+    for prompt, output in zip(prompts, alone, strict=True):
+        assert len(output) == NUM_OUTPUT
+        assert transformers_choices(prompt, output) == output
+
+
+def test_in_mixed_batches(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
+    engine = real_engine(num_blocks=1200, max_num_seqs=16)
+    outputs: dict[str, list[int]] = {f"{i}": [] for i in range(len(prompts))}
+    pending = list(enumerate(prompts))
+    while pending or engine.has_unfinished():
+        if pending:  # one joins at every step, so prefills and decodes of all ages share batches
+            index, prompt = pending.pop()
+            engine.add(Request(f"{index}", prompt, GREEDY))
+        for delta in engine.step():
+            outputs[delta.request_id] += delta.token_ids
+    assert list(outputs.values()) == alone
+
+
+def test_with_prefix_hits(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
+    engine = real_engine(num_blocks=1200)
+    run(engine, prompts, SamplingParams(temperature=0.0, max_tokens=1))
+    before = engine.stats().num_cached_tokens
+    assert run(engine, prompts) == alone
+    hits = engine.stats().num_cached_tokens - before
+    assert hits == sum((len(prompt) - 1) // 16 * 16 for prompt in prompts)
+
+
+@pytest.mark.parametrize("budget", [17, 64, 512])
+def test_with_chunked_prefill(
+    prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory, budget: int
+) -> None:
+    engine = real_engine(num_blocks=1200, max_num_batched_tokens=budget)
+    assert run(engine, prompts) == alone
+
+
+def test_after_preemption_by_recompute(
+    prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory
+) -> None:
+    engine = real_engine(
+        num_blocks=pool_for(prompts), num_host_blocks=0, preemption="recompute", prefix_caching=False, watermark=0.0
+    )
+    assert run(engine, prompts) == alone
+    assert engine.stats().num_preemptions_recompute > 0
+
+
+def test_after_preemption_by_swap(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
+    engine = real_engine(num_blocks=pool_for(prompts), num_host_blocks=200, preemption="swap", watermark=0.0)
+    assert run(engine, prompts) == alone
+    assert engine.stats().num_preemptions_swap > 0
+
+
+def test_as_forks(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
+    engine = real_engine(num_blocks=1200)
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_OUTPUT, ignore_eos=True, n=3)
+    outputs = run(engine, prompts, params)
+    assert outputs == [output for output in alone for _ in range(3)]
