@@ -5,12 +5,14 @@ from enum import StrEnum
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 from numba_kernels.cpu.attention_plain import attend_plain
 from numba_kernels.cpu.attention_plan import Plan, Shape, build_plan, partials
 from numba_kernels.cpu.attention_unit import STATE_TAIL, Launch
-from numba_kernels.layout import KVLayout
+from numba_kernels.cpu.attention_vector import attend_vector_bfloat16, attend_vector_float32
+from numba_kernels.layout import KVLayout, has_avx512
 from numba_kernels.metadata import AttentionMetadata
 
 _LOG2_E = 1.4426950408889634
@@ -20,15 +22,23 @@ _MAX_HEAD_DIM = 256
 class AttentionPath(StrEnum):
     """Which instructions attention is computed with."""
 
-    PLAIN = "plain"  # loops that LLVM vectorises
+    PLAIN = "plain"  # standard layout: loops that LLVM vectorises
+    VECTOR_FLOAT32 = "vector-float32"  # standard layout: vectors of 16 float32
+    VECTOR_BFLOAT16 = "vector-bfloat16"  # packed layout: VDPBF16PS
 
 
-_ENTRIES: dict[AttentionPath, Callable[..., None]] = {AttentionPath.PLAIN: attend_plain}
+_ENTRIES: dict[AttentionPath, Callable[..., None]] = {
+    AttentionPath.PLAIN: attend_plain,
+    AttentionPath.VECTOR_FLOAT32: attend_vector_float32,
+    AttentionPath.VECTOR_BFLOAT16: attend_vector_bfloat16,
+}
 
 
 def best_path(dtype: torch.dtype, layout: KVLayout) -> AttentionPath:
     """The fastest path on this processor for a cache of this type and layout."""
-    return AttentionPath.PLAIN
+    if layout is KVLayout.AMX_PACKED:
+        return AttentionPath.VECTOR_BFLOAT16
+    return AttentionPath.VECTOR_FLOAT32 if has_avx512() else AttentionPath.PLAIN
 
 
 def paged_attention(
@@ -71,7 +81,7 @@ def attend(
     plan, threads = _plan(metadata, q.shape[1], kv_cache.shape, sliding_window or 0)
     if plan.num_units:
         launch, room = _launch(q, kv_cache, layer, metadata, sliding_window or 0, plan, out)
-        _ENTRIES[path](launch, scale * _LOG2_E, threads)
+        _ENTRIES[path](launch, np.float32(scale * _LOG2_E), threads)
         del room
     return out
 

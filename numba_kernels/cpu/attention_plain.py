@@ -14,16 +14,18 @@ from numba_kernels.cpu.attention_unit import (
     M_OFFSET,
     STATE_TAIL,
     STEP,
+    call_device,
+    query_of,
     row_high,
     row_low,
     state_stride,
     work,
 )
-from numba_kernels.cpu.jit import bits_f32, exact_device, f32_bits, f32_ptr, i32_ptr, i64_ptr, kernel, u16_ptr
+from numba_kernels.cpu.jit import bits_f32, exact_device, f32_bits, f32_ptr, i64_ptr, kernel, u16_ptr
 from numba_kernels.cpu.scalar import fma, load, store
 
 
-@exact_device
+@call_device
 def load_q(launch, rows, q):  # type: ignore[no-untyped-def]
     """The unit's query rows as float32, one after the other."""
     p = f32_ptr(q)
@@ -31,14 +33,6 @@ def load_q(launch, rows, q):  # type: ignore[no-untyped-def]
         token, head = query_of(launch, rows, row)
         source = launch.q + token * launch.q_token_stride + head * launch.q_head_stride
         copy_as_f32(launch, source, p, row * launch.head_dim, launch.head_dim)
-
-
-@exact_device
-def query_of(launch, rows, row):  # type: ignore[no-untyped-def]
-    """(token, head) of a row of the unit, as indices of q and out."""
-    query = (rows.begin + row) // launch.group
-    token = np.int64(i32_ptr(launch.cu_seqlens_q)[rows.seq]) + query
-    return token, rows.head * launch.group + (rows.begin + row) - query * launch.group
 
 
 @exact_device
@@ -54,7 +48,7 @@ def copy_as_f32(launch, source, target, at, num):  # type: ignore[no-untyped-def
             target[at + i] = p32[i]
 
 
-@exact_device
+@call_device
 def prepare(launch, rows, step, scratch):  # type: ignore[no-untyped-def]
     """K of the step turned round, V of the step, both float32; zeros where no row sees (there may be NaN)."""
     kt, vt, line = f32_ptr(scratch.k), f32_ptr(scratch.v), f32_ptr(scratch.spare)
@@ -87,7 +81,7 @@ def exp2(x):  # type: ignore[no-untyped-def]
     return np.float32(0.0) if x < np.float32(-126.0) else y
 
 
-@exact_device
+@call_device
 def tile(launch, scale_log2, rows, step, state, scratch):  # type: ignore[no-untyped-def]
     """All rows of the unit over one step."""
     width = launch.head_dim + STATE_TAIL
@@ -152,7 +146,7 @@ def accumulate(state, head_dim, weights, v, sums):  # type: ignore[no-untyped-de
         state[d] = fma(state[d], factor, sums[d])
 
 
-@exact_device
+@call_device
 def merge(launch, rows, target, source):  # type: ignore[no-untyped-def]
     """Fold the next partition's state into that of the partitions before it."""
     stride, head_dim = state_stride(launch), launch.head_dim
@@ -166,7 +160,7 @@ def merge(launch, rows, target, source):  # type: ignore[no-untyped-def]
         a[head_dim + M_OFFSET] = m
 
 
-@exact_device
+@call_device
 def finish(launch, rows, state):  # type: ignore[no-untyped-def]
     """out = sums / l, rounded to the output's type. Adding zero makes -0 and +0 alike."""
     stride, head_dim = state_stride(launch), launch.head_dim

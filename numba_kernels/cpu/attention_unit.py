@@ -8,11 +8,12 @@ path computes a row's numbers in an order that doesn't depend on the other rows 
 which a row sees nothing leaves it as it was: its weights are exactly 0, the factor on what it has is exactly 1.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from numba_kernels.cpu.attention_plan import (
@@ -102,6 +103,11 @@ class Step(NamedTuple):
     group_end: int
 
 
+def call_device(function: Callable[..., Any]) -> Any:
+    """Decorator: an exact helper that is large enough to be called rather than inlined everywhere."""
+    return njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+
+
 @intrinsic
 def fetch_add(_context: Any, _address: types.Type) -> Any:
     """Add one to the int64 at an address, for all threads in one order; returns the value before."""
@@ -133,6 +139,14 @@ def row_high(launch, rows, row):  # type: ignore[no-untyped-def]
 
 
 @exact_device
+def query_of(launch, rows, row):  # type: ignore[no-untyped-def]
+    """(token, head) of a row of the unit, as indices of q and out."""
+    query = (rows.begin + row) // launch.group
+    token = np.int64(i32_ptr(launch.cu_seqlens_q)[rows.seq]) + query
+    return token, rows.head * launch.group + (rows.begin + row) - query * launch.group
+
+
+@exact_device
 def unit_rows(launch, unit):  # type: ignore[no-untyped-def]
     seq = unit[SEQ]
     cu, lens = i32_ptr(launch.cu_seqlens_q), i32_ptr(launch.seq_lens)
@@ -144,7 +158,7 @@ def unit_rows(launch, unit):  # type: ignore[no-untyped-def]
     return Rows(seq, unit[HEAD], unit[ROW_BEGIN], num, first_position, low, high)
 
 
-@exact_device
+@call_device
 def clear_state(launch, rows, state):  # type: ignore[no-untyped-def]
     """No token seen: sums and l zero, m lower than any score."""
     width = launch.head_dim + STATE_TAIL
@@ -155,7 +169,7 @@ def clear_state(launch, rows, state):  # type: ignore[no-untyped-def]
         p[row * width + launch.head_dim + M_OFFSET] = NO_SCORE
 
 
-@exact_device
+@call_device
 def find_groups(launch, rows, step, scratch):  # type: ignore[no-untyped-def]
     """Addresses of the step's groups of 16 tokens; a group that no row sees takes a neighbour's, and isn't weighed."""
     table = i32_ptr(launch.block_tables)
@@ -170,7 +184,7 @@ def find_groups(launch, rows, step, scratch):  # type: ignore[no-untyped-def]
         k[g], v[g] = address, address + launch.value_offset
 
 
-@exact_device
+@call_device
 def attend_partition(prepare, tile, launch, scale_log2, rows, part, state, scratch):  # type: ignore[no-untyped-def]
     """The unit's rows over one partition of the keys, into `state` (all rows, cleared before)."""
     begin = max(part * PARTITION, rows.low // STEP * STEP)
@@ -235,7 +249,7 @@ def scratch_bytes(launch):  # type: ignore[no-untyped-def]
     return 8192 + 64 + 192 + 48 * (launch.head_dim * 4 + 2 * state_stride(launch)) + 8192 + launch.head_dim * STEP * 8
 
 
-@exact_device
+@call_device
 def work(load_q, prepare, tile, merge, finish, launch, scale_log2):  # type: ignore[no-untyped-def]
     """One thread: take units until none is left."""
     memory = np.empty(scratch_bytes(launch), np.uint8)
