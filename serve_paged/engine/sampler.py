@@ -35,6 +35,7 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._batch: SamplingBatch | None = None
 
+    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
         """Choose the next token of seqs[i] from logits[i]; logits float32 [S, vocab] are overwritten.
 

@@ -84,24 +84,28 @@ class TextStream:
         """Enough of the prompt's end to decode after, and the tokens of an incomplete character behind that."""
         size = _NUM_CONTEXT
         while True:
-            window = self._window(prompt_token_ids, size)
-            if len(window) == len(prompt_token_ids) or self._decode(window):
-                break
+            context, incomplete = self._split_end(prompt_token_ids, size)
+            if size >= len(prompt_token_ids) or self._decode(context):
+                return context, incomplete
             size *= 4  # nothing but special tokens
-        for num_incomplete in range(_MAX_INCOMPLETE + 1):
-            end = len(window) - num_incomplete
-            if end >= 0 and not self._decode(window[:end]).endswith(_REPLACEMENT):
-                return window[:end], window[end:]
-        return [], []
 
-    def _window(self, prompt_token_ids: Sequence[int], size: int) -> list[int]:
-        """About the last `size` tokens, not beginning within a character."""
-        first = max(len(prompt_token_ids) - size, 0)
-        for start in range(first, max(first - _MAX_INCOMPLETE, 0) - 1, -1):
-            window = list(prompt_token_ids[start:])
-            if not self._decode(window).startswith(_REPLACEMENT):
-                return window
-        return list(prompt_token_ids[first:])
+    def _split_end(self, prompt_token_ids: Sequence[int], size: int) -> tuple[list[int], list[int]]:
+        """About the last `size` tokens, so cut that the first part begins and ends between characters."""
+        num_tokens = len(prompt_token_ids)
+        first = max(num_tokens - size, 0)
+        starts = range(first, max(first - _MAX_INCOMPLETE, 0) - 1, -1)
+        ends = range(num_tokens, max(num_tokens - _MAX_INCOMPLETE, first) - 1, -1)
+        for end in ends:
+            for start in starts:
+                context = list(prompt_token_ids[start:end])
+                text = self._decode(context)
+                if not text.startswith(_REPLACEMENT) and not text.endswith(_REPLACEMENT):
+                    return context, list(prompt_token_ids[end:])
+        for end in ends:  # stray bytes at the start do no harm
+            context = list(prompt_token_ids[first:end])
+            if not self._decode(context).endswith(_REPLACEMENT):
+                return context, list(prompt_token_ids[end:])
+        return [], list(prompt_token_ids[ends[-1] :])  # no text so far
 
     def _new_stream(self) -> DecodeStream:
         return DecodeStream(ids=self._context, skip_special_tokens=self._skip)
