@@ -4,6 +4,7 @@ transformers itself reads GGUF weights only through another package (accelerate)
 one. Imports transformers: import it only to convert.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from serve_paged.model.config import ARCHITECTURES
 from serve_paged.model.errors import UnsupportedModel
 from serve_paged.model.gguf_tokenizer import end_token_ids, load_gguf_tokenizer
+from serve_paged.model.weight_files import INDEX_FILE
 
 TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -71,6 +73,9 @@ def _read_config(gguf_file: Path, reader: GGUFReader) -> Any:
     config.architectures = [name for name, known in ARCHITECTURES.items() if known.model_type == config.model_type]
     if config.model_type == "mistral":  # GGUF has no window for it, and llama.cpp applies none
         config.sliding_window = None
+    head_dim = _field(reader, f"{_field(reader, 'general.architecture')}.attention.key_length")
+    if head_dim is not None:  # transformers reads it for some architectures only
+        config.head_dim = head_dim
     config.dtype = torch.float32
     for tensor in reader.tensors:
         if tensor.name == ROPE_FACTORS:
@@ -90,8 +95,7 @@ def _read_config(gguf_file: Path, reader: GGUFReader) -> Any:
 
 def _write_weights(reader: GGUFReader, config: Any, folder: Path, progress: Any) -> None:
     """Dequantise tensor by tensor into shards, so that memory holds one shard at most."""
-    shard: dict[str, torch.Tensor] = {}
-    num_shards = num_bytes = 0
+    writer = _ShardWriter(folder)
     tensors = [tensor for tensor in reader.tensors if tensor.name != ROPE_FACTORS]
     progress.reset(total=len(tensors))
     for tensor in tensors:
@@ -99,15 +103,40 @@ def _write_weights(reader: GGUFReader, config: Any, folder: Path, progress: Any)
         if config.model_type in ("llama", "mistral") and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
             num_heads = config.num_attention_heads if ".attn_q." in tensor.name else config.num_key_value_heads
             weight = _halves_first(weight, num_heads)
-        shard[_weight_name(tensor.name)] = weight
-        num_bytes += weight.nbytes
+        writer.add(_weight_name(tensor.name), weight)
         progress.update()
-        if num_bytes > MAX_SHARD_BYTES:
-            num_shards, num_bytes = num_shards + 1, 0
-            save_file(shard, folder / f"model-{num_shards:05d}.safetensors", metadata={"format": "pt"})
-            shard = {}
-    if shard:
-        save_file(shard, folder / f"model-{num_shards + 1:05d}.safetensors", metadata={"format": "pt"})
+    writer.close()
+
+
+class _ShardWriter:
+    """Writes weights to safetensors files of limited size, and the index that names the file of each weight."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shard: dict[str, torch.Tensor] = {}
+        self._num_bytes = 0
+        self._file_of: dict[str, str] = {}
+
+    def add(self, name: str, weight: torch.Tensor) -> None:
+        """Take one weight, writing the shard if it is full."""
+        self._shard[name] = weight
+        self._num_bytes += weight.nbytes
+        if self._num_bytes > MAX_SHARD_BYTES:
+            self._write_shard()
+
+    def close(self) -> None:
+        """Write what is left, and the index."""
+        if self._shard:
+            self._write_shard()
+        index = {"metadata": {}, "weight_map": self._file_of}
+        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def _write_shard(self) -> None:
+        file_name = f"model-{len(set(self._file_of.values())) + 1:05d}.safetensors"
+        save_file(self._shard, self._folder / file_name, metadata={"format": "pt"})
+        self._file_of |= dict.fromkeys(self._shard, file_name)
+        self._shard = {}
+        self._num_bytes = 0
 
 
 def _halves_first(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
