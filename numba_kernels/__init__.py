@@ -4,7 +4,9 @@ from numba_kernels.cpu.attention import paged_attention
 from numba_kernels.cpu.block_copy import copy_blocks, swap_blocks
 from numba_kernels.cpu.elementwise import rms_norm, silu_and_mul
 from numba_kernels.cpu.kv_write import rope_and_write_kv, write_kv
+from numba_kernels.cpu.threading import set_num_threads
 from numba_kernels.layout import KVLayout, preferred_layout, supports_bfloat16
+from numba_kernels.cpu.threading import set_num_threads
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "preferred_layout",
     "rms_norm",
     "rope_and_write_kv",
+    "set_num_threads",
     "silu_and_mul",
     "supports_bfloat16",
     "swap_blocks",
