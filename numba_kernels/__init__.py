@@ -6,7 +6,6 @@ from numba_kernels.cpu.elementwise import rms_norm, silu_and_mul
 from numba_kernels.cpu.kv_write import rope_and_write_kv, write_kv
 from numba_kernels.cpu.threading import set_num_threads
 from numba_kernels.layout import KVLayout, preferred_layout, supports_bfloat16
-from numba_kernels.cpu.threading import set_num_threads
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
 __all__ = [
