@@ -8,9 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from serve_paged.core.errors import InvalidRequest
 
 
-def render_chat(
-    template: str | None, special_tokens: Mapping[str, str], messages: Sequence[Mapping[str, str]]
-) -> str:
+def render_chat(template: str | None, special_tokens: Mapping[str, str], messages: Sequence[Mapping[str, str]]) -> str:
     """Render a conversation with the model's own Jinja template, ready for the assistant's turn.
 
     `special_tokens` are those that the template may name (bos_token, ...). The text holds every special token that

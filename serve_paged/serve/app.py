@@ -1,0 +1,52 @@
+"""Builds the Ray Serve application. `serve_config.yaml` names `build` and gives it the engine's settings as `args`."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ray import serve
+
+from serve_paged.config import EngineConfig
+from serve_paged.serve.ingress import Ingress
+from serve_paged.serve.replica import EngineReplica
+
+APP_NAME = "serve_paged"
+
+# Defaults of the two deployments; `deployments:` in serve_config.yaml overrides them.
+_INGRESS_OPTIONS: dict[str, Any] = {
+    "max_ongoing_requests": 1024,  # waiting is the engine's business: it knows what fits
+    "health_check_period_s": 2,
+    "graceful_shutdown_timeout_s": 60,
+    "ray_actor_options": {"num_cpus": 0.1},
+}
+_ENGINE_OPTIONS: dict[str, Any] = {
+    "max_ongoing_requests": 1024,
+    "health_check_period_s": 2,  # a dead engine is replaced after about this time
+    "health_check_timeout_s": 30,
+    "graceful_shutdown_timeout_s": 60,
+    "graceful_shutdown_wait_loop_s": 0.5,
+    "ray_actor_options": {"num_cpus": 1},
+}
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application: an ingress in front of engine replicas.
+
+    `args` are the fields of `EngineConfig`. Raises `ValueError` naming every unknown key and wrong value.
+    """
+    replicas = serve.deployment(EngineReplica, **_ENGINE_OPTIONS).bind(read_settings(args))
+    return serve.deployment(serve.ingress()(Ingress), **_INGRESS_OPTIONS).bind(replicas)
+
+
+def read_settings(args: dict[str, Any]) -> EngineConfig:
+    """Typed, validated settings. Raises `ValueError` naming every unknown key and wrong value."""
+    try:
+        return TypeAdapter(EngineConfig).validate_python(args)
+    except ValidationError as error:
+        raise ValueError("settings of the engine: " + "; ".join(map(_complaint, error.errors()))) from error
+
+
+def _complaint(found: Any) -> str:
+    key = ".".join(map(str, found["loc"]))
+    if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown setting {key!r}"
+    return f"{key}: {found['msg']}" if key else found["msg"]

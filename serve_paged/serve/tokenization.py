@@ -1,0 +1,79 @@
+"""Text to tokens, once per request, in the ingress; and tokens to text for log probabilities."""
+
+import asyncio
+import zlib
+
+import jinja2
+from tokenizers import Tokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from serve_paged.core.errors import InvalidRequest, RequestTooLong
+from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.serve.model_card import ModelCard
+from serve_paged.serve.token_bytes import TokenBytes
+
+_LONG_TEXT_CHARS = 8192  # tokenising more than this takes milliseconds: keep it off the event loop
+
+
+class PromptTokenizer:
+    """Tokenises prompts and conversations of one model, and checks that they can be served."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        tokenizer_json = zlib.decompress(card.tokenizer_json).decode("utf-8")
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._token_bytes = TokenBytes(tokenizer_json)
+
+    async def encode(self, prompt: str | list[int]) -> list[int]:
+        """Token ids of a plain prompt, the model's own start token included. Raises `InvalidRequest`."""
+        if isinstance(prompt, str):
+            return await self._encode(prompt, add_special_tokens=True)
+        outside = next((token_id for token_id in prompt if token_id >= self._card.vocab_size), None)
+        if outside is not None:
+            raise InvalidRequest(f"token id {outside} is outside the vocabulary ({self._card.vocab_size})", "prompt")
+        return prompt
+
+    async def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation in the model's own template, ready for the assistant's turn.
+
+        Raises `InvalidRequest` when the model has no template or its template refuses the conversation.
+        """
+        if self._card.chat_template is None:
+            raise InvalidRequest(f"{self._card.name} has no chat template; use /v1/completions", "messages")
+        try:
+            rendered, _ = render_jinja_template(
+                [messages],
+                chat_template=self._card.chat_template,
+                add_generation_prompt=True,
+                **self._card.special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"The model's chat template refuses these messages: {error}", "messages") from error
+        return await self._encode(rendered[0], add_special_tokens=False)
+
+    async def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) > _LONG_TEXT_CHARS:
+            return (await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)).ids
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def check(self, prompt_token_ids: list[int], params: SamplingParams, param: str) -> None:
+        """Raise `InvalidRequest` for what can never be served; `param` names the prompt's field."""
+        limit, num_prompt = self._card.max_model_len, len(prompt_token_ids)
+        if not prompt_token_ids:
+            raise InvalidRequest("The prompt must hold at least one token", param)
+        if num_prompt >= limit:
+            message = f"The prompt has {num_prompt} tokens; the context length is {limit}, at least one is for output"
+            raise RequestTooLong(message, param)
+        if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
+            message = f"The prompt has {num_prompt} tokens and max_tokens is {params.max_tokens}: above the context"
+            raise RequestTooLong(f"{message} length of {limit}", "max_tokens")
+        for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if any(token_id >= self._card.vocab_size for token_id in token_ids):
+                raise InvalidRequest(f"{field} names a token outside the vocabulary ({self._card.vocab_size})", field)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; those of a single token need not be valid UTF-8."""
+        token = self._tokenizer.id_to_token(token_id)
+        return b"" if token is None else self._token_bytes(token)
