@@ -64,8 +64,9 @@ def _overloaded(error: BackPressureError) -> ApiError:
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first thing that is wrong with a request, with the path of its field (`messages[0].content`)."""
     first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))  # of a union: its closest member
-    if first["type"] == "field":  # raised by our own validators, which name the field themselves
-        return InvalidRequest(first["msg"], first["ctx"]["field"])
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, InvalidRequest):  # by our own validators, which name the field themselves
+        return raised
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['ctx']['error']}")
     param = _path(first["loc"])

@@ -29,6 +29,7 @@ Try it:
     "model": "{model}", "stream": true, "temperature": 0,
     "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 
+From Python, in another process: ray.init(address="{address}")
 Ctrl-C stops it."""
 
 Say = Callable[[str], None]
@@ -49,7 +50,7 @@ def run(config_path: Path) -> None:
     try:
         with serving(config_path, _say) as url:
             seconds = time.monotonic() - began
-            print(_READY.format(url=url, model=_first_model(url), seconds=seconds), flush=True)
+            print(_READY.format(url=url, model=_first_model(url), seconds=seconds, address=_ray_address()), flush=True)
             signal.signal(signal.SIGTERM, _interrupt)
             signal.pause()
     except KeyboardInterrupt:
@@ -166,6 +167,12 @@ def _wait_until_healthy(url: str) -> None:
 def _first_model(url: str) -> str:
     with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:
         return json.load(answer)["data"][0]["id"]
+
+
+def _ray_address() -> str:
+    import ray
+
+    return ray.get_runtime_context().gcs_address
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -7,7 +7,6 @@ Unknown fields are errors: nothing that a client asks for is silently ignored. F
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -137,9 +136,9 @@ class HttpFields(SamplingFields):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "HttpFields":
         if self.stream_options is not None and not self.stream:
-            raise _field_error("stream_options", "stream_options is only allowed when stream is true")
+            raise InvalidRequest("stream_options is only allowed when stream is true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
-            raise _field_error("prompt_logprobs", "prompt_logprobs is not available when stream is true")
+            raise InvalidRequest("prompt_logprobs is not available when stream is true", "prompt_logprobs")
         return self
 
     @property
@@ -161,10 +160,10 @@ class ChatCompletionRequest(HttpFields):
     @model_validator(mode="after")
     def _consistent(self) -> "ChatCompletionRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise _field_error("top_logprobs", "top_logprobs needs logprobs to be true")
+            raise InvalidRequest("top_logprobs needs logprobs to be true", "top_logprobs")
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
-            raise _field_error("max_completion_tokens", "max_tokens and max_completion_tokens differ")
+            raise InvalidRequest("max_tokens and max_completion_tokens differ", "max_completion_tokens")
         return self
 
     def sampling_params(self) -> SamplingParams:
@@ -224,7 +223,3 @@ def parse_arguments(kind: type[_Request], arguments: dict[str, Any]) -> _Request
         return kind.model_validate(arguments, strict=False)
     except ValidationError as error:
         raise invalid_request(error) from error
-
-
-def _field_error(field: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("field", "{message}", {"message": message, "field": field})

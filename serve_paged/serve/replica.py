@@ -1,16 +1,16 @@
 """The deployment that owns one engine: token chunks out, health and statistics for whoever asks."""
 
 import time
+import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve_paged.config import EngineConfig
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.serve.chunks import ChunkPolicy, chunked
 from serve_paged.serve.engine_client import EngineRequest
-from serve_paged.serve.model_card import ModelCard, read_tokenizer_files
+from serve_paged.serve.model_card import ModelCard
 
 if TYPE_CHECKING:
     from serve_paged.engine.text import TextModel
@@ -72,13 +72,13 @@ class EngineReplica:
 
 
 def _describe(text_model: "TextModel", max_model_len: int) -> ModelCard:
-    files = read_tokenizer_files(Path(text_model.folder))
+    template = text_model.chat_template
     return ModelCard(
         name=text_model.name,
         created=int(time.time()),
         max_model_len=max_model_len,
         vocab_size=text_model.vocab_size,
-        tokenizer_json=files.tokenizer_json,
-        chat_template=files.chat_template,
-        special_tokens=files.special_tokens,
+        tokenizer_json=zlib.compress(text_model.tokenizer.to_str().encode("utf-8")),
+        chat_template=None if template is None else template.source,
+        special_tokens={} if template is None else template.special_tokens,
     )

@@ -3,12 +3,11 @@
 import asyncio
 import zlib
 
-import jinja2
 from tokenizers import Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from serve_paged.core.errors import InvalidRequest, RequestTooLong
 from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.serve.chat_template import render_chat
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.token_bytes import TokenBytes
 
@@ -22,8 +21,6 @@ class PromptTokenizer:
         self._card = card
         tokenizer_json = zlib.decompress(card.tokenizer_json).decode("utf-8")
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._token_bytes = TokenBytes(tokenizer_json)
 
     async def encode(self, prompt: str | list[int]) -> list[int]:
@@ -40,18 +37,8 @@ class PromptTokenizer:
 
         Raises `InvalidRequest` when the model has no template or its template refuses the conversation.
         """
-        if self._card.chat_template is None:
-            raise InvalidRequest(f"{self._card.name} has no chat template; use /v1/completions", "messages")
-        try:
-            rendered, _ = render_jinja_template(
-                [messages],
-                chat_template=self._card.chat_template,
-                add_generation_prompt=True,
-                **self._card.special_tokens,
-            )
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(f"The model's chat template refuses these messages: {error}", "messages") from error
-        return await self._encode(rendered[0], add_special_tokens=False)
+        prompt = render_chat(self._card.chat_template, self._card.special_tokens, messages)
+        return await self._encode(prompt, add_special_tokens=False)
 
     async def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if len(text) > _LONG_TEXT_CHARS:
