@@ -66,7 +66,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
     """
     shape, strides = x.shape, x.stride()
     width, is_bfloat = shape[-1], _is_bfloat(x)
-    if strides[-1] != 1 or not 2 <= len(shape) <= 3 or weight.shape != shape[-1:] or weight.dtype is not x.dtype:
+    fits = weight.shape == shape[-1:] and weight.dtype is x.dtype and weight.is_contiguous()
+    if not fits or strides[-1] != 1 or not 2 <= len(shape) <= 3:
         raise ValueError(f"rms_norm takes no x {_describe(x)} with weight {_describe(weight)}")
     inner, inner_stride = (1, 0) if len(shape) == 2 else (shape[1], strides[1])
     residual_address = residual_stride = 0
