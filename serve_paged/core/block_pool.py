@@ -57,9 +57,9 @@ class BlockPool:
         """Whether a write into this block would be seen by another sequence."""
         return self._num_refs[block] > 1
 
-    def num_referenced(self, blocks: Iterable[int]) -> int:
-        """How many of these prefix hits some sequence holds: taking one more reference to them needs no free block."""
-        return sum(self._num_refs[block] > 0 for block in blocks)
+    def num_taken(self, hits: Iterable[int]) -> int:
+        """How many of these prefix hits are not in the eviction queue: one more reference needs no free block."""
+        return sum(block != NULL_BLOCK and block not in self._free for block in hits)
 
     def allocate(self, num_blocks: int) -> list[int]:
         """Take blocks from the eviction queue; their former contents can no longer be found. The caller checks room."""
@@ -77,7 +77,7 @@ class BlockPool:
         """One more reference to each: a prefix hit or a fork."""
         for block in blocks:
             assert block != NULL_BLOCK, "the null block belongs to nobody"
-            if self._num_refs[block] == 0:
+            if self._num_refs[block] == 0 and block not in self._copy_sources:
                 del self._free[block]
             self._num_refs[block] += 1
 

@@ -190,7 +190,7 @@ class Scheduler:
 
     def _fits(self, seq: Sequence, hits: list[int], *, expected: bool) -> bool:
         """Whether it fits beside all that run now; `expected`: and beside what they are expected to write."""
-        num_needed = self.guard.num_known_blocks(seq) - self.pool.num_referenced(hits)
+        num_needed = self.guard.num_known_blocks(seq) - self.pool.num_taken(hits)
         fits = self.guard.fits_now(seq, num_needed, self.running, self.pool.num_free)
         if fits and expected:
             return self.guard.fits_later(seq, num_needed, self.running, self.pool.num_free)

@@ -128,6 +128,19 @@ def test_the_source_of_a_copy_is_not_handed_out_in_the_same_step():
     assert target != source
 
 
+def test_the_source_of_a_copy_can_be_found_again_within_the_step():
+    pool = BlockPool(4)
+    source = pool.allocate(1)[0]
+    pool.register(source, b"a")
+    pool.acquire([source])
+    target = pool.copy_on_write(source)
+    pool.release([source])
+    assert pool.num_taken([source]) == 1
+    pool.acquire([source])
+    pool.end_step()
+    pool.check([[source], [target]])
+
+
 def test_a_source_that_is_still_held_stays_held_after_the_step():
     pool = BlockPool(3)
     source = pool.allocate(1)[0]

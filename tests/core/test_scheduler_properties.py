@@ -69,4 +69,4 @@ def test_any_sequence_of_events_leaves_every_invariant_intact(name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_many_long_sequences_of_events_leave_every_invariant_intact(name: str):
-    run(SETTINGS[name], num_examples=300, num_steps=70)
+    run(SETTINGS[name], num_examples=150, num_steps=60)
