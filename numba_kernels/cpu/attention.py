@@ -1,5 +1,7 @@
 """`paged_attention` on the CPU: checks the arguments, picks the path for this processor, launches it."""
 
+import functools
+from array import array
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -12,6 +14,7 @@ from numba_kernels.cpu.attention_plain import attend_plain
 from numba_kernels.cpu.attention_plan import Plan, Shape, build_plan, partials
 from numba_kernels.cpu.attention_unit import STATE_TAIL, Launch
 from numba_kernels.cpu.attention_vector import attend_vector_bfloat16, attend_vector_float32
+from numba_kernels.cpu.workers import run_worker, run_workers
 from numba_kernels.layout import KVLayout, has_avx512
 from numba_kernels.metadata import AttentionMetadata
 
@@ -27,7 +30,7 @@ class AttentionPath(StrEnum):
     VECTOR_BFLOAT16 = "vector-bfloat16"  # packed layout: VDPBF16PS
 
 
-_ENTRIES: dict[AttentionPath, Callable[..., None]] = {
+_WORKERS: dict[AttentionPath, Callable[[], int]] = {
     AttentionPath.PLAIN: attend_plain,
     AttentionPath.VECTOR_FLOAT32: attend_vector_float32,
     AttentionPath.VECTOR_BFLOAT16: attend_vector_bfloat16,
@@ -79,30 +82,41 @@ def attend(
     out = torch.empty(q.shape, dtype=q.dtype) if out is None else out
     _check(q, kv_cache, layer, metadata, sliding_window, out)
     plan, threads = _plan(metadata, q.shape[1], kv_cache.shape, sliding_window or 0)
-    if plan.num_units:
-        launch, room = _launch(q, kv_cache, layer, metadata, sliding_window or 0, plan, out)
-        _ENTRIES[path](launch, np.float32(scale * _LOG2_E), threads)
-        del room
+    if plan.num_units == 0:
+        return out
+    room = partials(plan, (kv_cache.shape[5] + STATE_TAIL) * 4)
+    launch = array("q", _launch(q, kv_cache, layer, metadata, scale, sliding_window or 0, plan, room, out))
+    plan.counters[0] = 0
+    if threads == 1:
+        run_worker(_WORKERS[path](), launch.buffer_info()[0])
+    else:
+        run_workers(_WORKERS[path](), launch.buffer_info()[0], threads)
     return out
 
 
-def _launch(
+@functools.cache
+def _scale_bits(scale: float) -> int:
+    """The bits of scale * log2(e) as a float32."""
+    return int(np.float32(scale * _LOG2_E).view(np.int32))
+
+
+def _launch(  # its arguments are what one call consists of
     q: torch.Tensor,
     kv_cache: torch.Tensor,
     layer: int,
     metadata: AttentionMetadata,
+    scale: float,
     window: int,
     plan: Plan,
+    room: torch.Tensor,
     out: torch.Tensor,
-) -> tuple[Launch, torch.Tensor]:
-    """The launch record, and the memory it points into that nobody else holds."""
+) -> Launch:
     size = kv_cache.element_size()
     block_stride, layer_stride, value_offset, head_stride, _, _ = kv_cache.stride()
     _, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     q_token_stride, q_head_stride, _ = q.stride()
     out_token_stride, out_head_stride, _ = out.stride()
-    room = partials(plan, (head_dim + STATE_TAIL) * 4)
-    launch = Launch(
+    return Launch(
         q=q.data_ptr(),
         q_token_stride=q_token_stride * size,
         q_head_stride=q_head_stride * size,
@@ -121,13 +135,13 @@ def _launch(
         group=q.shape[1] // num_kv_heads,
         head_dim=head_dim,
         window=window,
-        units=plan.units.ctypes.data,
+        units=plan.units_address,
         num_units=plan.num_units,
-        counters=plan.counters.ctypes.data,
+        counters=plan.counters_address,
         partials=room.data_ptr(),
         is_bfloat16=int(size == 2),
+        scale_bits=_scale_bits(scale),
     )
-    return launch, room
 
 
 def _plan(metadata: AttentionMetadata, num_heads: int, cache_shape: torch.Size, window: int) -> tuple[Plan, int]:

@@ -5,7 +5,6 @@ neighbouring elements. Reads the standard layout, float32 or bfloat16.
 """
 
 import numpy as np
-from numba import prange
 
 from numba_kernels.cpu.attention_unit import (
     FACTOR_OFFSET,
@@ -21,8 +20,9 @@ from numba_kernels.cpu.attention_unit import (
     state_stride,
     work,
 )
-from numba_kernels.cpu.jit import bits_f32, exact_device, f32_bits, f32_ptr, i64_ptr, kernel, u16_ptr
+from numba_kernels.cpu.jit import bits_f32, exact_device, f32_bits, f32_ptr, i64_ptr, u16_ptr
 from numba_kernels.cpu.scalar import fma, load, store
+from numba_kernels.cpu.workers import worker
 
 
 @call_device
@@ -182,13 +182,12 @@ def finish(launch, rows, state):  # type: ignore[no-untyped-def]
 
 
 @exact_device
-def work_plain(launch, scale_log2):  # type: ignore[no-untyped-def]
-    work(load_q, prepare, tile, merge, finish, launch, scale_log2)
+def _work(launch):  # type: ignore[no-untyped-def]
+    # Not in the worker itself: Numba saves no function to disk that passes functions as arguments.
+    work(load_q, prepare, tile, merge, finish, launch)
 
 
-@kernel(parallel=True, exact=True)
-def attend_plain(launch, scale_log2, num_threads):  # type: ignore[no-untyped-def]
-    """Every unit of the launch, on `num_threads` threads."""
-    i64_ptr(launch.counters)[0] = 0
-    for _ in prange(num_threads):
-        work_plain(launch, scale_log2)
+@worker
+def attend_plain(launch: int) -> None:
+    """Units of the launch until none is left."""
+    _work(launch)

@@ -35,6 +35,8 @@ class Plan(NamedTuple):
     units: np.ndarray  # int64 [num_units, UNIT_FIELDS]
     counters: np.ndarray  # int64 [1 + num_splits]: next unit to do, then units done of each split
     num_slots: int  # rows x partitions of split units
+    units_address: int
+    counters_address: int
 
 
 class Shape(NamedTuple):
@@ -96,13 +98,9 @@ def _plan(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, units, cou
     return 0
 
 
-@kernel(exact=True)
-def _heaviest_first(units):  # type: ignore[no-untyped-def]
-    cost = np.empty(units.shape[0], np.int64)
-    for i in range(units.shape[0]):
-        rows = units[i, ROW_END] - units[i, ROW_BEGIN]
-        cost[i] = -((rows + 5) // 6) * (units[i, PART_END] - units[i, PART_BEGIN])
-    return units[np.argsort(cost, kind="mergesort")]
+def _heaviest_first(units: np.ndarray) -> np.ndarray:
+    tiles = (units[:, ROW_END] - units[:, ROW_BEGIN] + 5) // 6
+    return units[np.argsort(tiles * (units[:, PART_BEGIN] - units[:, PART_END]), kind="stable")]
 
 
 def build_plan(metadata: AttentionMetadata, shape: Shape) -> Plan:
@@ -120,7 +118,8 @@ def build_plan(metadata: AttentionMetadata, shape: Shape) -> Plan:
     units = np.empty((int(counts[1]), UNIT_FIELDS), np.int64)
     if len(units):
         _plan(*batch, *table, shape, units, counts)
-    return Plan(int(counts[1]), _heaviest_first(units), np.zeros(1 + int(counts[2]), np.int64), int(counts[3]))
+    units, counters = _heaviest_first(units), np.zeros(1 + int(counts[2]), np.int64)
+    return Plan(len(units), units, counters, int(counts[3]), units.ctypes.data, counters.ctypes.data)
 
 
 def _raise_for(code: int) -> None:

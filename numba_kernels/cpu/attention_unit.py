@@ -32,7 +32,7 @@ from numba_kernels.cpu.attention_plan import (
     STEP,
     UNIT_FIELDS,
 )
-from numba_kernels.cpu.jit import exact_device, f32_ptr, i32_ptr, i64_ptr
+from numba_kernels.cpu.jit import bits_f32, exact_device, f32_ptr, i32_ptr, i64_ptr
 
 GROUP = 16  # tokens that lie together whatever the block size
 STATE_TAIL = 32  # floats of a row's state behind its head_dim sums: 16 of l, then m and the last step's factor
@@ -66,6 +66,7 @@ class Launch(NamedTuple):
     counters: int
     partials: int
     is_bfloat16: int  # element type of q, out and cache: 1 bfloat16, 0 float32
+    scale_bits: int  # scale * log2(e), a float32's bits
 
 
 class Scratch(NamedTuple):
@@ -117,6 +118,18 @@ def fetch_add(_context: Any, _address: types.Type) -> Any:
         return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def read_launch(_context: Any, _address: types.Type) -> Any:
+    """The `Launch` that lies at an address, one int64 after the other."""
+    num_fields = len(Launch._fields)
+
+    def generate(_c: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        fields = ir.ArrayType(ir.IntType(64), num_fields)
+        return builder.load(builder.inttoptr(args[0], fields.as_pointer()))
+
+    return types.NamedUniTuple(types.int64, num_fields, Launch)(types.int64), generate
 
 
 @exact_device
@@ -250,8 +263,10 @@ def scratch_bytes(launch):  # type: ignore[no-untyped-def]
 
 
 @call_device
-def work(load_q, prepare, tile, merge, finish, launch, scale_log2):  # type: ignore[no-untyped-def]
+def work(load_q, prepare, tile, merge, finish, arguments):  # type: ignore[no-untyped-def]
     """One thread: take units until none is left."""
+    launch = read_launch(arguments)
+    scale_log2 = bits_f32(np.uint32(launch.scale_bits))
     memory = np.empty(scratch_bytes(launch), np.uint8)
     scratch = carve(launch, memory.ctypes.data)
     while True:

@@ -6,7 +6,6 @@ Up to six rows form a tile (`simd_tiles.py`), so that each vector of K or V that
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from numba_kernels.cpu.attention_unit import (
     FACTOR_OFFSET,
@@ -20,7 +19,7 @@ from numba_kernels.cpu.attention_unit import (
     state_stride,
     work,
 )
-from numba_kernels.cpu.jit import exact_device, i64_ptr, kernel
+from numba_kernels.cpu.jit import exact_device, i64_ptr
 from numba_kernels.cpu.simd import (
     vadd,
     vdiv,
@@ -42,6 +41,7 @@ from numba_kernels.cpu.simd import (
     vsum_all,
 )
 from numba_kernels.cpu.simd_tiles import MAX_TILE_ROWS, score_tile, turn_tile, value_tile
+from numba_kernels.cpu.workers import worker
 
 
 @exact_device
@@ -275,26 +275,22 @@ def finish(launch, rows, state):  # type: ignore[no-untyped-def]
 
 
 @exact_device
-def work_bfloat16(launch, scale_log2):  # type: ignore[no-untyped-def]
-    work(load_q_bfloat16, prepare_packed, tile_bfloat16, merge, finish, launch, scale_log2)
+def _work_bfloat16(launch):  # type: ignore[no-untyped-def]
+    work(load_q_bfloat16, prepare_packed, tile_bfloat16, merge, finish, launch)
 
 
 @exact_device
-def work_float32(launch, scale_log2):  # type: ignore[no-untyped-def]
-    work(load_q_float32, prepare_standard, tile_float32, merge, finish, launch, scale_log2)
+def _work_float32(launch):  # type: ignore[no-untyped-def]
+    work(load_q_float32, prepare_standard, tile_float32, merge, finish, launch)
 
 
-@kernel(parallel=True, exact=True)
-def attend_vector_bfloat16(launch, scale_log2, num_threads):  # type: ignore[no-untyped-def]
-    """Every unit of the launch, packed bfloat16, on `num_threads` threads."""
-    i64_ptr(launch.counters)[0] = 0
-    for _ in prange(num_threads):
-        work_bfloat16(launch, scale_log2)
+@worker
+def attend_vector_bfloat16(launch: int) -> None:
+    """Units of the launch until none is left: packed bfloat16."""
+    _work_bfloat16(launch)
 
 
-@kernel(parallel=True, exact=True)
-def attend_vector_float32(launch, scale_log2, num_threads):  # type: ignore[no-untyped-def]
-    """Every unit of the launch, standard layout, on `num_threads` threads."""
-    i64_ptr(launch.counters)[0] = 0
-    for _ in prange(num_threads):
-        work_float32(launch, scale_log2)
+@worker
+def attend_vector_float32(launch: int) -> None:
+    """Units of the launch until none is left: the standard layout."""
+    _work_float32(launch)
