@@ -31,7 +31,7 @@ class Detokenizer:
         self.stopped_by: str | None = None  # the stop string that was found
         self.num_safe_chars = 0  # characters returned, or that would have been for `output_token_ids`
         self._stream = TextStream(tokenizer, prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
-        self._stops = StopStrings(params.stop)
+        self._stops = StopStrings(params.stop) if params.stop else None
         self._state = 0  # of the search for stop strings
         self._held = ""  # decoded, but may begin a stop string
         self._include_stop = params.include_stop_str_in_output
@@ -63,6 +63,8 @@ class Detokenizer:
 
     def _search(self, text: str, may_stop: bool) -> str:
         stops, state = self._stops, self._state
+        if stops is None:
+            return text
         whole = self._held + text
         for index, char in enumerate(text, start=len(self._held) + 1):
             state = stops.step(state, char)

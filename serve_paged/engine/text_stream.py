@@ -90,21 +90,17 @@ class TextStream:
             size *= 4  # nothing but special tokens
 
     def _split_end(self, prompt_token_ids: Sequence[int], size: int) -> tuple[list[int], list[int]]:
-        """About the last `size` tokens, so cut that the first part begins and ends between characters."""
+        """About the last `size` tokens, so cut that the first part ends with a whole character."""
         num_tokens = len(prompt_token_ids)
         first = max(num_tokens - size, 0)
-        starts = range(first, max(first - _MAX_INCOMPLETE, 0) - 1, -1)
         ends = range(num_tokens, max(num_tokens - _MAX_INCOMPLETE, first) - 1, -1)
+        # A byte token that begins within a character can spoil those behind it: begin up to a character earlier.
+        starts = range(first, max(first - _MAX_INCOMPLETE, 0) - 1, -1)
         for end in ends:
             for start in starts:
                 context = list(prompt_token_ids[start:end])
-                text = self._decode(context)
-                if not text.startswith(_REPLACEMENT) and not text.endswith(_REPLACEMENT):
+                if not self._decode(context).endswith(_REPLACEMENT):
                     return context, list(prompt_token_ids[end:])
-        for end in ends:  # stray bytes at the start do no harm
-            context = list(prompt_token_ids[first:end])
-            if not self._decode(context).endswith(_REPLACEMENT):
-                return context, list(prompt_token_ids[end:])
         return [], list(prompt_token_ids[ends[-1] :])  # no text so far
 
     def _new_stream(self) -> DecodeStream:

@@ -113,5 +113,7 @@ def _draw_from_weights(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Te
 def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Index [R] of the first entry of cumulative [R, n] above target [R]; never one whose own weight is 0."""
     index = torch.searchsorted(cumulative, target[:, None], right=True)
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())  # rounding can carry target up to the total
+    last = torch.searchsorted(
+        cumulative, cumulative[:, -1:].contiguous()
+    )  # target may reach the total: other order of sums
     return torch.minimum(index, last)[:, 0]

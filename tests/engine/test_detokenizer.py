@@ -150,6 +150,11 @@ def test_tokens_that_never_make_a_character_do_not_pile_up(token: str) -> None:
     assert len("".join(parts[:500])) >= len(BYTE_LEVEL.decode(output[:500])) - longest_wait
 
 
+def test_the_next_word_keeps_its_space_after_many_skipped_tokens() -> None:
+    hello = BYTE_FALLBACK.token_to_id("▁Hello")
+    assert "".join(deltas(BYTE_FALLBACK, [], [hello, *[2] * 50, hello])) == "Hello Hello"
+
+
 def test_bytes_that_turn_an_earlier_one_invalid_do_not_change_what_was_given() -> None:
     letter, stray, word = 3 + ord("A"), 3 + 0x80, BYTE_FALLBACK.token_to_id("lo")
     parts = deltas(BYTE_FALLBACK, [BYTE_FALLBACK.token_to_id("a")], [letter, stray, word, word])

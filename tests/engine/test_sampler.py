@@ -122,7 +122,7 @@ def test_greedy_alone_equals_greedy_beside_others_and_the_top_of_one(
     assert sample(logits, greedy) == expected
     assert sample(torch.cat((logits, logits)), [*greedy, *others])[: len(others)] == expected
     assert sample(logits, [make_sequence(SamplingParams(top_k=1), seed=row) for row in range(len(others))]) == expected
-    assert sample(logits, [make_sequence(SamplingParams(temperature=1e-30)) for _ in others]) == expected
+    assert sample(logits, [make_sequence(SamplingParams(temperature=1e-50)) for _ in others]) == expected
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:

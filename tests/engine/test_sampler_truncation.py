@@ -29,6 +29,15 @@ def test_top_k_keeps_all_that_equal_the_last_kept(vocab_size: int) -> None:
     assert reachable(logits, truncation(500, vocab_size, top_k=2), 500) == {4, 7, 11, 19}
 
 
+def test_top_p_is_a_share_of_what_top_k_left() -> None:
+    weights = torch.full((100,), 0.9)
+    weights[[50, 3, 99, 20]] = torch.tensor([8.0, 4.0, 2.0, 1.0])
+    logits = (weights / 8.0).log()
+    assert reachable(logits, truncation(500, 100, top_k=4, top_p=0.5), 500) == {50}  # 8 of 15
+    assert reachable(logits, truncation(500, 100, top_k=4, top_p=0.6), 500) == {50, 3}
+    assert reachable(logits, truncation(500, 100, top_p=0.13), 500) == {50, 3, 99}  # 14 of 101.4
+
+
 @pytest.mark.parametrize("num_equal", [10, 64, 65, 1024, 1025, 3000])
 def test_a_nucleus_of_equals_is_kept_whole_at_every_size(num_equal: int) -> None:
     logits = torch.full((4000,), -40.0)
