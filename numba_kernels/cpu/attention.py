@@ -44,6 +44,11 @@ def best_path(dtype: torch.dtype, layout: KVLayout) -> AttentionPath:
     return AttentionPath.VECTOR_FLOAT32 if has_avx512() else AttentionPath.PLAIN
 
 
+def runs_here(path: AttentionPath) -> bool:
+    """Whether this processor can run a path (VECTOR_* are slow but right without 512-bit vectors)."""
+    return True
+
+
 def paged_attention(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -81,6 +86,10 @@ def attend(
     """`paged_attention` by a given path."""
     out = torch.empty(q.shape, dtype=q.dtype) if out is None else out
     _check(q, kv_cache, layer, metadata, sliding_window, out)
+    if not scale > 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    if layout is KVLayout.AMX_PACKED and kv_cache.dtype != torch.bfloat16:
+        raise ValueError("the packed layout holds bfloat16 only")
     plan, threads = _plan(metadata, q.shape[1], kv_cache.shape, sliding_window or 0)
     if plan.num_units == 0:
         return out
