@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve_paged.model.identity import file_digest
 
-FORMAT = "v2"  # raise it when the conversion's result changes
+FORMAT = "v3"  # raise it when the conversion's result changes
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Converting a GGUF file into a model folder: config and tokenizer by transformers, weights dequantised here.
+"""Converting a GGUF file into a model folder: the tokenizer by transformers, config and weights here.
 
 transformers itself reads GGUF weights only through another package (accelerate) and all at once; here they pass one by
 one. Imports transformers: import it only to convert.
@@ -12,10 +12,10 @@ import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
-from serve_paged.model.config import ARCHITECTURES
 from serve_paged.model.errors import UnsupportedModel
+from serve_paged.model.gguf_config import ROPE_FACTORS, read_gguf_config, read_gguf_field
 from serve_paged.model.gguf_tokenizer import end_token_ids, load_gguf_tokenizer
 from serve_paged.model.weight_files import INDEX_FILE
 
@@ -37,7 +37,6 @@ BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1 and later: one divisor per RoPE frequency
 MAX_SHARD_BYTES = 4 * 1024**3
 
 
@@ -48,49 +47,15 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     """
     with tqdm(desc=f"converting {gguf_file.name}, once: reading", unit="tensor") as progress:
         reader = GGUFReader(gguf_file)
-        architecture = _field(reader, "general.architecture")
-        if architecture not in {known.model_type for known in ARCHITECTURES.values()}:
-            supported = ", ".join(ARCHITECTURES)
-            raise UnsupportedModel(f"unsupported GGUF architecture: {architecture}; supported: {supported}")
-        config = _read_config(gguf_file, reader)
+        config = read_gguf_config(reader)
         progress.set_description(f"converting {gguf_file.name}, once: tokenizer")
         tokenizer = load_gguf_tokenizer(gguf_file, reader, model_max_length=config.max_position_embeddings)
         tokenizer.save_pretrained(folder)
-        config.eos_token_id = end_token_ids(tokenizer, _field(reader, "tokenizer.ggml.eot_token_id"))
+        config.eos_token_id = end_token_ids(tokenizer, read_gguf_field(reader, "tokenizer.ggml.eot_token_id"))
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
         progress.set_description(f"converting {gguf_file.name}, once: weights")
         _write_weights(reader, config, folder, progress)
-
-
-def _field(reader: GGUFReader, name: str) -> Any:
-    field = reader.get_field(name)
-    return None if field is None else field.contents()
-
-
-def _read_config(gguf_file: Path, reader: GGUFReader) -> Any:
-    config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    config.architectures = [name for name, known in ARCHITECTURES.items() if known.model_type == config.model_type]
-    if config.model_type == "mistral":  # GGUF has no window for it, and llama.cpp applies none
-        config.sliding_window = None
-    head_dim = _field(reader, f"{_field(reader, 'general.architecture')}.attention.key_length")
-    if head_dim is not None:  # transformers reads it for some architectures only
-        config.head_dim = head_dim
-    config.dtype = torch.float32
-    for tensor in reader.tensors:
-        if tensor.name == ROPE_FACTORS:
-            # The general form of the same frequencies: longrope whose factors are the same at every length.
-            factors = dequantize(tensor.data, tensor.tensor_type).tolist()
-            config.rope_parameters = {
-                "rope_type": "longrope",
-                "rope_theta": config.rope_parameters["rope_theta"],
-                "short_factor": factors,
-                "long_factor": factors,
-                "factor": 1.0,
-                "attention_factor": 1.0,
-                "original_max_position_embeddings": config.max_position_embeddings,
-            }
-    return config
 
 
 def _write_weights(reader: GGUFReader, config: Any, folder: Path, progress: Any) -> None:
@@ -100,7 +65,7 @@ def _write_weights(reader: GGUFReader, config: Any, folder: Path, progress: Any)
     progress.reset(total=len(tensors))
     for tensor in tensors:
         weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
-        if config.model_type in ("llama", "mistral") and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
+        if config.model_type == "llama" and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
             num_heads = config.num_attention_heads if ".attn_q." in tensor.name else config.num_key_value_heads
             weight = _halves_first(weight, num_heads)
         writer.add(_weight_name(tensor.name), weight)

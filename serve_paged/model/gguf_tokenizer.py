@@ -1,15 +1,17 @@
 """The tokenizer inside a GGUF file. transformers rebuilds it but drops how text is split before byte-pair encoding;
-here that is put back, else numbers after indentation are cut into other tokens than the model was trained on.
+here that is put back, else numbers after indentation are cut into other tokens than the model was trained on. The same
+goes for the token that starts every text, where the file asks for one.
 """
 
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from serve_paged.model.errors import UnsupportedModel
+from serve_paged.model.gguf_config import read_gguf_field
 
 # Tokens that end a turn; a GGUF file names one end-of-sequence token, which need not be the one of the chat template.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>")
@@ -28,10 +30,11 @@ def load_gguf_tokenizer(gguf_file: Path, reader: GGUFReader, *, model_max_length
     tokenizer = AutoTokenizer.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, model_max_length=model_max_length
     )
-    model = reader.get_field("tokenizer.ggml.model")
-    if model is not None and model.contents() == "gpt2":  # byte-level byte-pair encoding
-        split = reader.get_field("tokenizer.ggml.pre")
-        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer("default" if split is None else split.contents())
+    if read_gguf_field(reader, "tokenizer.ggml.model") == "gpt2":  # byte-level byte-pair encoding
+        split = read_gguf_field(reader, "tokenizer.ggml.pre") or "default"
+        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(split)
+    if read_gguf_field(reader, "tokenizer.ggml.add_bos_token"):
+        _start_with_bos(tokenizer)
     return tokenizer
 
 
@@ -43,6 +46,15 @@ def end_token_ids(tokenizer: Any, end_of_turn_id: int | None) -> list[int]:
     if not found:
         raise UnsupportedModel("the GGUF file names no end-of-sequence token")
     return found
+
+
+def _start_with_bos(tokenizer: Any) -> None:
+    backend, bos = tokenizer.backend_tokenizer, tokenizer.bos_token
+    if backend.encode("").ids[:1] == [tokenizer.bos_token_id]:
+        return
+    backend.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
 
 
 def _pre_tokenizer(name: str) -> Any:

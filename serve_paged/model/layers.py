@@ -40,7 +40,7 @@ class Attention:
         """Map `hidden` [num_tokens, hidden_size] to the same shape."""
         num_tokens = hidden.shape[0]
         heads = self.qkv(hidden).view(num_tokens, -1, self.head_dim)  # [num_tokens, heads + 2 * kv heads, head_dim]
-        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k, v = heads.split_with_sizes((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
         rope, cache, slots = step.rope, step.kv_cache, step.metadata.slot_mapping

@@ -14,17 +14,17 @@ PACKED_FOR_ROWS = 64
 class Linear:
     """`x @ weight.T + bias`. Keeps its own packed copy of the weight where that is faster, else the weight itself."""
 
-    __slots__ = ("_bias", "_packed", "_weight")
+    __slots__ = ("_bias", "_weight", "packed")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """Take `weight` [out, in] and `bias` [out]; the caller should drop its reference to the weight."""
-        self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if self._packed else weight
+        self.packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if self.packed else weight
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply rows `x` [num_rows, in] of the weight's dtype: [num_rows, out]."""
-        if self._packed:
+        if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return F.linear(x, self._weight, self._bias)
 

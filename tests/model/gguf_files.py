@@ -20,6 +20,8 @@ def write_gguf(
     rope_factors: list[float] | None = None,
     architecture: str | None = None,
     eos_token: str | None = "<|endoftext|>",
+    bos_token: str | None = None,
+    rope_scaling: tuple[gguf.RopeScalingType, float, int] | None = None,
 ) -> None:
     """Write a model of `checkpoints` with a byte-level tokenizer, in float32."""
     config = model.config
@@ -36,7 +38,17 @@ def write_gguf(
     writer.add_rope_dimension_count(head_dim)
     writer.add_key_length(head_dim)
     writer.add_vocab_size(VOCAB_SIZE)
-    _write_tokenizer(writer, pre, eos_token)
+    if rope_scaling is not None:
+        kind, factor, original_length = rope_scaling
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_orig_ctx_len(original_length)
+    tokens = _write_tokenizer(writer, pre)
+    if eos_token is not None:
+        writer.add_eos_token_id(tokens.index(eos_token))
+    if bos_token is not None:
+        writer.add_bos_token_id(tokens.index(bos_token))
+        writer.add_add_bos_token(True)
     _write_weights(writer, model)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", np.array(rope_factors, dtype=np.float32))
@@ -46,7 +58,7 @@ def write_gguf(
     writer.close()
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter, pre: str, eos_token: str | None) -> None:
+def _write_tokenizer(writer: gguf.GGUFWriter, pre: str) -> list[str]:
     tokenizer = byte_level_tokenizer()
     by_id = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
     tokens = by_id + [f"<extra_{i}>" for i in range(VOCAB_SIZE - len(by_id))]
@@ -58,9 +70,8 @@ def _write_tokenizer(writer: gguf.GGUFWriter, pre: str, eos_token: str | None) -
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_merges(["Ġ Ġ"])
-    if eos_token is not None:
-        writer.add_eos_token_id(tokens.index(eos_token))
     writer.add_chat_template("{{ messages[0]['content'] }}")
+    return tokens
 
 
 def _write_weights(writer: gguf.GGUFWriter, model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -61,6 +62,29 @@ def test_the_rope_factors_of_llama_3_are_kept(tmp_path: Path) -> None:
         reread = LlamaForCausalLM.from_pretrained(ours.folder)(torch.tensor([TOKENS])).logits[0]
     torch.testing.assert_close(run_in_chunks(ours, TOKENS, 11), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(reread, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling"),
+    [
+        ("llama-linear-rope", (gguf.RopeScalingType.LINEAR, 4.0, 128)),
+        ("llama-yarn-rope", (gguf.RopeScalingType.YARN, 4.0, 16)),
+    ],
+)
+def test_rope_scaling_is_kept(name: str, scaling: tuple[gguf.RopeScalingType, float, int], tmp_path: Path) -> None:
+    theirs = make_model(name)
+    write_gguf(tmp_path / "tiny.gguf", theirs, rope_scaling=scaling)
+    ours = load_model(str(tmp_path / "tiny.gguf"), torch.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([TOKENS])).logits[0]
+    torch.testing.assert_close(run_in_chunks(ours, TOKENS, 11), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rope_scaling_that_depends_on_the_length_is_refused(tmp_path: Path) -> None:
+    scaling = (gguf.RopeScalingType.LONGROPE, 4.0, 16)
+    write_gguf(tmp_path / "tiny.gguf", make_model("llama-tied"), rope_scaling=scaling)
+    with pytest.raises(UnsupportedModel, match="longrope"):
+        model_folder(str(tmp_path / "tiny.gguf"))
 
 
 def test_a_second_load_converts_nothing(tmp_path: Path, counted: list[Path]) -> None:
@@ -135,6 +159,13 @@ def test_text_is_split_as_the_file_says(pre: str, pieces: list[str], tmp_path: P
     encoded = load_tokenizer(folder).encode("  78")
     assert encoded.tokens == pieces
     assert AutoTokenizer.from_pretrained(folder)("  78").input_ids == encoded.ids
+
+
+def test_a_text_starts_with_the_token_that_the_file_asks_for(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_model("llama-tied"), bos_token="<|im_start|>")
+    tokenizer = load_tokenizer(model_folder(str(tmp_path / "tiny.gguf")))
+    assert tokenizer.encode("a").tokens == ["<|im_start|>", "a"]
+    assert tokenizer.encode("a", add_special_tokens=False).tokens == ["a"]
 
 
 def test_the_chat_template_survives(tmp_path: Path) -> None:
