@@ -16,7 +16,7 @@ from numba_kernels.cpu.jit import device, float_ptr, kernel
 from numba_kernels.cpu.scalar import exp, load, rounded_to, store
 
 # Below this many elements one core is done before a second one has woken up.
-_PARALLEL_FROM = 16_384
+_PARALLEL_FROM = 65_536
 
 
 @device

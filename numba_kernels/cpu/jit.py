@@ -60,8 +60,8 @@ def kernel(*, parallel: bool = False, exact: bool = False) -> Callable[[Callable
         for value in values:
             if not isinstance(value, int | float | str | bool):
                 raise TypeError(f"{function.__qualname__} closes over {value!r}: its disk cache would never be hit")
-        # Numba's cache tells neither closures in one index file apart safely (see `build_stamp`) nor `parallel`.
-        variant = hashlib.blake2b(repr((values, parallel)).encode(), digest_size=4).hexdigest()
+        # Numba's cache tells neither closures in one index file apart safely (see `build_stamp`) nor options.
+        variant = hashlib.blake2b(repr((values, parallel, exact)).encode(), digest_size=4).hexdigest()
         function.__qualname__ = f"{function.__name__}_{variant}_{build_stamp()}"
         if parallel:
             load_tbb()
@@ -99,26 +99,22 @@ i32_ptr = _pointer_to(types.int32)
 i64_ptr = _pointer_to(types.int64)
 
 
-@intrinsic(prefer_literal=True)
-def float_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
-    """int64 address -> pointer to bfloat16 bits (uint16) if the constant `is_bfloat` is true, else to float32."""
-    element = types.uint16 if is_bfloat.literal_value else types.float32
+def _pointer_by_dtype(bfloat: types.Type, float_: types.Type) -> Any:
+    def typer(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
+        element = bfloat if is_bfloat.literal_value else float_
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
 
-    return types.CPointer(element)(types.int64, is_bfloat), generate
+        return types.CPointer(element)(types.int64, is_bfloat), generate
+
+    return intrinsic(prefer_literal=True)(typer)
 
 
-@intrinsic(prefer_literal=True)
-def word_ptr(_context: Any, _address: types.Type, is_bfloat: types.Type) -> Any:
-    """int64 address -> pointer to elements as bits: uint16 if the constant `is_bfloat` is true, else uint32."""
-    element = types.uint16 if is_bfloat.literal_value else types.uint32
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_data_type(element).as_pointer())
-
-    return types.CPointer(element)(types.int64, is_bfloat), generate
+# (int64 address, constant `is_bfloat`) -> pointer to the tensor's elements, to their bits, or to pairs of them.
+float_ptr = _pointer_by_dtype(types.uint16, types.float32)  # bfloat16 has no type here: its bits stand for it
+word_ptr = _pointer_by_dtype(types.uint16, types.uint32)
+pair_ptr = _pointer_by_dtype(types.uint32, types.uint64)
 
 
 @intrinsic(prefer_literal=True)

@@ -11,12 +11,13 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from numba_kernels.cpu.jit import device, f32_ptr, float_ptr, i64_ptr, kernel, stack_bytes, word_ptr
+from numba_kernels.cpu.jit import device, f32_ptr, float_ptr, i64_ptr, kernel, pair_ptr, stack_bytes, word_ptr
 from numba_kernels.cpu.scalar import load, store
+from numba_kernels.cpu.simd import vfma, vload, vload_bf16, vmul, vstore, vstore_bf16, vsub
 from numba_kernels.layout import KVLayout
 
 # Below this many elements (of q, k and v) one core is done before a second one has woken up.
-_PARALLEL_FROM = 16_384
+_PARALLEL_FROM = 65_536
 
 
 @device
@@ -28,13 +29,12 @@ def _put_row(source: Any, target: Any, offset: int, head_dim: int) -> None:
 
 
 @device
-def _put_packed_key(source: Any, target: Any, offset: int, head_dim: int) -> None:
-    """Packed layout: token `offset` of [block_size/16, head_dim/2, 16, 2]."""
+def _put_packed_key(pairs: Any, target: Any, offset: int, head_dim: int) -> None:
+    """Packed layout: the pairs of token `offset` of [block_size/16, head_dim/2, 16] pairs."""
     group = offset // 16
-    base = group * (16 * head_dim) + (offset - group * 16) * 2
+    base = group * (8 * head_dim) + offset - group * 16
     for i in range(head_dim // 2):
-        target[base + i * 32] = source[2 * i]
-        target[base + i * 32 + 1] = source[2 * i + 1]
+        target[base + i * 16] = pairs[i]
 
 
 @device
@@ -53,6 +53,31 @@ def _rotate(x: Any, out: Any, cos: Any, sin: Any, half: int) -> None:
         first, second = load(x, i), load(x, i + half)
         store(out, i, first * cos[i] - second * sin[i])
         store(out, i + half, second * cos[i] + first * sin[i])
+
+
+@device
+def _rotate_16(x: int, out: int, cosines: Any, sines: Any, half_bytes: int, is_bfloat: bool) -> None:
+    """The same for 16 angles held in registers; x, out: addresses of the first element."""
+    first = vload_bf16(x) if is_bfloat else vload(x)
+    second = vload_bf16(x + half_bytes) if is_bfloat else vload(x + half_bytes)
+    low = vsub(vmul(first, cosines), vmul(second, sines))
+    high = vfma(second, cosines, vmul(first, sines))
+    if is_bfloat:
+        vstore_bf16(out, low)
+        vstore_bf16(out + half_bytes, high)
+    else:
+        vstore(out, low)
+        vstore(out + half_bytes, high)
+
+
+@device
+def _rotate_heads(x: int, x_head: int, out: int, out_head: int, heads: int, cos: int, sin: int, half: int, size: int) -> None:  # fmt: skip # noqa: E501
+    """`_rotate` for every head of a token, 16 angles at a time; strides between heads in bytes; half % 16 == 0."""
+    for i in range(0, half, 16):
+        cosines, sines = vload(cos + i * 4), vload(sin + i * 4)
+        for head in range(heads):
+            begin = i * size
+            _rotate_16(x + head * x_head + begin, out + head * out_head + begin, cosines, sines, half * size, size == 2)
 
 
 @device
@@ -76,15 +101,15 @@ def _write_kv_kernel(head_dim: int, is_bfloat: bool, is_packed: bool, parallel: 
             block = slot // block_size
             offset = slot - block * block_size
             for head in range(heads if slot >= 0 else 0):
-                key = word_ptr(k + (token * k_stride + head * k_head) * size, is_bfloat)
+                key = k + (token * k_stride + head * k_head) * size
                 value = word_ptr(v + (token * v_stride + head * v_head) * size, is_bfloat)
                 place = cache + (block * block_stride + head * block_size * head_dim) * size
-                key_place, value_place = word_ptr(place, is_bfloat), word_ptr(place + to_values * size, is_bfloat)
+                value_place = word_ptr(place + to_values * size, is_bfloat)
                 if is_packed:
-                    _put_packed_key(key, key_place, offset, head_dim)
+                    _put_packed_key(pair_ptr(key, is_bfloat), pair_ptr(place, is_bfloat), offset, head_dim)
                     _put_packed_value(value, value_place, offset, head_dim)
                 else:
-                    _put_row(key, key_place, offset, head_dim)
+                    _put_row(word_ptr(key, is_bfloat), word_ptr(place, is_bfloat), offset, head_dim)
                     _put_row(value, value_place, offset, head_dim)
         return True
 
@@ -116,7 +141,7 @@ def write_kv(k: Tensor, v: Tensor, kv_cache: Tensor, layer: int, slot_mapping: T
 @functools.cache
 def _rope_and_write_kv_kernel(head_dim: int, is_bfloat: bool, is_packed: bool, parallel: bool) -> Any:
     size, half = 2 if is_bfloat else 4, head_dim // 2
-    row_bytes = head_dim * size
+    row_bytes, by_16 = head_dim * size, half % 16 == 0
 
     @kernel(parallel=parallel)
     def rope_and_write_kv_rows(q, q_stride, q_head, q_heads, k, k_stride, k_head, v, v_stride, v_head, cache, block_stride, to_values, heads, block_size, slots, num_tokens, num_slots, cos, sin, positions, num_positions):  # type: ignore[no-untyped-def]  # fmt: skip # noqa: E501
@@ -126,25 +151,31 @@ def _rope_and_write_kv_kernel(head_dim: int, is_bfloat: bool, is_packed: bool, p
             return 2
         for token in prange(num_tokens):
             angle = i64_ptr(positions)[token] * (half * 4)
-            cosines, sines = f32_ptr(cos + angle), f32_ptr(sin + angle)
-            for head in range(q_heads):
-                query = float_ptr(q + (token * q_stride + head * q_head) * size, is_bfloat)
-                _rotate(query, query, cosines, sines, half)
+            query = q + token * q_stride * size
+            if by_16:
+                _rotate_heads(query, q_head * size, query, q_head * size, q_heads, cos + angle, sin + angle, half, size)
+            else:
+                for head in range(q_heads):
+                    here = float_ptr(query + head * q_head * size, is_bfloat)
+                    _rotate(here, here, f32_ptr(cos + angle), f32_ptr(sin + angle), half)
             slot = i64_ptr(slots)[token]
             block = slot // block_size
             offset = slot - block * block_size
             for head in range(heads if slot >= 0 else 0):
-                key = float_ptr(k + (token * k_stride + head * k_head) * size, is_bfloat)
+                key = k + (token * k_stride + head * k_head) * size
                 value = word_ptr(v + (token * v_stride + head * v_head) * size, is_bfloat)
                 place = cache + (block * block_stride + head * block_size * head_dim) * size
                 value_place = word_ptr(place + to_values * size, is_bfloat)
+                rotated = stack_bytes(row_bytes) if is_packed else place + offset * row_bytes
+                if by_16:
+                    _rotate_heads(key, 0, rotated, 0, 1, cos + angle, sin + angle, half, size)
+                else:
+                    target = float_ptr(rotated, is_bfloat)
+                    _rotate(float_ptr(key, is_bfloat), target, f32_ptr(cos + angle), f32_ptr(sin + angle), half)
                 if is_packed:
-                    rotated = stack_bytes(row_bytes)
-                    _rotate(key, float_ptr(rotated, is_bfloat), cosines, sines, half)
-                    _put_packed_key(word_ptr(rotated, is_bfloat), word_ptr(place, is_bfloat), offset, head_dim)
+                    _put_packed_key(pair_ptr(rotated, is_bfloat), pair_ptr(place, is_bfloat), offset, head_dim)
                     _put_packed_value(value, value_place, offset, head_dim)
                 else:
-                    _rotate(key, float_ptr(place + offset * row_bytes, is_bfloat), cosines, sines, half)
                     _put_row(value, value_place, offset, head_dim)
         return 0
 
