@@ -10,6 +10,8 @@ import numba
 import numpy as np
 import torch
 
+from numba_kernels.cpu.amx import tiles_permitted
+from numba_kernels.cpu.attention_amx import attend_amx, attend_amx_emulated
 from numba_kernels.cpu.attention_plain import attend_plain
 from numba_kernels.cpu.attention_plan import Plan, Shape, build_plan, partials
 from numba_kernels.cpu.attention_unit import STATE_TAIL, Launch
@@ -28,25 +30,30 @@ class AttentionPath(StrEnum):
     PLAIN = "plain"  # standard layout: loops that LLVM vectorises
     VECTOR_FLOAT32 = "vector-float32"  # standard layout: vectors of 16 float32
     VECTOR_BFLOAT16 = "vector-bfloat16"  # packed layout: VDPBF16PS
+    AMX = "amx"  # packed layout: matrix tiles
+    AMX_EMULATED = "amx-emulated"  # the same kernel without the instructions: slow, for tests
 
 
 _WORKERS: dict[AttentionPath, Callable[[], int]] = {
     AttentionPath.PLAIN: attend_plain,
     AttentionPath.VECTOR_FLOAT32: attend_vector_float32,
     AttentionPath.VECTOR_BFLOAT16: attend_vector_bfloat16,
+    AttentionPath.AMX: attend_amx,
+    AttentionPath.AMX_EMULATED: attend_amx_emulated,
 }
 
 
+@functools.cache
 def best_path(dtype: torch.dtype, layout: KVLayout) -> AttentionPath:
     """The fastest path on this processor for a cache of this type and layout."""
     if layout is KVLayout.AMX_PACKED:
-        return AttentionPath.VECTOR_BFLOAT16
+        return AttentionPath.AMX if tiles_permitted() else AttentionPath.VECTOR_BFLOAT16
     return AttentionPath.VECTOR_FLOAT32 if has_avx512() else AttentionPath.PLAIN
 
 
 def runs_here(path: AttentionPath) -> bool:
-    """Whether this processor can run a path (VECTOR_* are slow but right without 512-bit vectors)."""
-    return True
+    """Whether this processor can run a path. Only AMX needs its own instructions: vectors are split where too long."""
+    return path is not AttentionPath.AMX or tiles_permitted()
 
 
 def paged_attention(

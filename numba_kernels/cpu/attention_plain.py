@@ -26,9 +26,9 @@ from numba_kernels.cpu.workers import worker
 
 
 @call_device
-def load_q(launch, rows, q):  # type: ignore[no-untyped-def]
+def load_q(launch, rows, scratch):  # type: ignore[no-untyped-def]
     """The unit's query rows as float32, one after the other."""
-    p = f32_ptr(q)
+    p = f32_ptr(scratch.q)
     for row in range(rows.num):
         token, head = query_of(launch, rows, row)
         source = launch.q + token * launch.q_token_stride + head * launch.q_head_stride

@@ -37,6 +37,7 @@ from numba_kernels.cpu.jit import bits_f32, exact_device, f32_ptr, i32_ptr, i64_
 GROUP = 16  # tokens that lie together whatever the block size
 STATE_TAIL = 32  # floats of a row's state behind its head_dim sums: 16 of l, then m and the last step's factor
 L_OFFSET, M_OFFSET, FACTOR_OFFSET = 0, 16, 17
+SPARE_BYTES = 8192 + 64
 NO_SCORE = np.float32(-1e30)  # m of a row that has seen nothing: finite, so that m - m is 0
 
 
@@ -81,7 +82,7 @@ class Scratch(NamedTuple):
     v_groups: int  # int64 [4]: of V
     k: int  # [head_dim, STEP] float32: for paths that reorder K
     v: int  # [STEP, head_dim] float32: for paths that convert V, or must blank its tail
-    spare: int  # 8 KiB for the path itself
+    spare: int  # SPARE_BYTES for the path itself
 
 
 class Rows(NamedTuple):
@@ -215,7 +216,7 @@ def attend_unit(load_q, prepare, tile, merge, finish, launch, scale_log2, u, scr
     """One unit, from its queries to its rows of `out`, or to partial results that the last unit of a split merges."""
     unit = i64_ptr(launch.units + u * (UNIT_FIELDS * 8))
     rows = unit_rows(launch, unit)
-    load_q(launch, rows, scratch.q)
+    load_q(launch, rows, scratch)
     split = unit[SPLIT]
     stride = state_stride(launch)
     slots = launch.partials + unit[SLOT] * stride
@@ -245,7 +246,7 @@ def attend_unit(load_q, prepare, tile, merge, finish, launch, scale_log2, u, scr
 def carve(launch, memory):  # type: ignore[no-untyped-def]
     """Lay the scratch out in `scratch_bytes` of memory."""
     base = (memory + 63) & ~np.int64(63)
-    q = base + 8192
+    q = base + SPARE_BYTES
     state = q + 48 * launch.head_dim * 4
     merged = state + 48 * state_stride(launch)
     scores = merged + 48 * state_stride(launch)
@@ -259,7 +260,14 @@ def carve(launch, memory):  # type: ignore[no-untyped-def]
 @exact_device
 def scratch_bytes(launch):  # type: ignore[no-untyped-def]
     """Bytes that `carve` needs."""
-    return 8192 + 64 + 192 + 48 * (launch.head_dim * 4 + 2 * state_stride(launch)) + 8192 + launch.head_dim * STEP * 8
+    return (
+        SPARE_BYTES
+        + 64
+        + 192
+        + 48 * (launch.head_dim * 4 + 2 * state_stride(launch))
+        + 8192
+        + launch.head_dim * STEP * 8
+    )
 
 
 @call_device

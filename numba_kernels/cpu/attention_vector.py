@@ -52,19 +52,19 @@ def query_address(launch, rows, row):  # type: ignore[no-untyped-def]
 
 
 @call_device
-def load_q_bfloat16(launch, rows, q):  # type: ignore[no-untyped-def]
+def load_q_bfloat16(launch, rows, scratch):  # type: ignore[no-untyped-def]
     """The unit's query rows as they are, one after the other."""
     for row in range(rows.num):
-        source, target = query_address(launch, rows, row), q + row * launch.head_dim * 2
+        source, target = query_address(launch, rows, row), scratch.q + row * launch.head_dim * 2
         for i in range(0, launch.head_dim * 2, 32):
             vstore_bf16(target + i, vload_bf16(source + i))
 
 
 @call_device
-def load_q_float32(launch, rows, q):  # type: ignore[no-untyped-def]
+def load_q_float32(launch, rows, scratch):  # type: ignore[no-untyped-def]
     """The unit's query rows as float32, one after the other."""
     for row in range(rows.num):
-        source, target = query_address(launch, rows, row), q + row * launch.head_dim * 4
+        source, target = query_address(launch, rows, row), scratch.q + row * launch.head_dim * 4
         for d in range(0, launch.head_dim, 16):
             vstore(target + d * 4, vload_bf16(source + d * 2) if launch.is_bfloat16 else vload(source + d * 4))
 
