@@ -10,7 +10,7 @@ from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.logprobs import NonFiniteLogits, token_logprobs
 from serve_paged.engine.sampling_batch import SamplingBatch
-from serve_paged.engine.truncation import draw, draw_truncated
+from serve_paged.engine.truncation import draw, draw_truncated, select_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,17 @@ class Sampler:
 
 
 def _draw_rows(logits: torch.Tensor, best: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    uniform = batch.uniforms()
-    rows, params = batch.drawn_rows, batch.truncation
-    scaled = logits[rows].sub_(best[rows, None]).div_(params.temperature[:, None])  # [D, vocab], maximum 0
-    if not len(batch.cut):
-        return draw(scaled, uniform)
-    if not len(batch.plain):
-        return draw_truncated(scaled, params, uniform)
-    tokens = torch.empty_like(rows)
-    tokens[batch.plain] = draw(scaled[batch.plain], uniform[batch.plain])
-    tokens[batch.cut] = draw_truncated(scaled[batch.cut], params.rows(batch.cut), uniform[batch.cut])
+    """Tokens of batch.drawn_rows; overwrites logits."""
+    uniform, params = batch.uniforms(), batch.truncation
+    tokens = torch.empty_like(batch.drawn_rows)
+    if len(batch.cut):
+        rows = batch.drawn_rows[batch.cut]
+        cut = params.rows(batch.cut)
+        tokens[batch.cut] = draw_truncated(select_rows(logits, rows), best[rows], cut, uniform[batch.cut])
+    if len(batch.plain):
+        rows = batch.drawn_rows[batch.plain]
+        temperature = params.temperature[batch.plain]
+        tokens[batch.plain] = draw(select_rows(logits, rows), best[rows], temperature, uniform[batch.plain])
     return tokens
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve_paged.engine.truncation import Truncation, draw, draw_truncated
+from serve_paged.engine import truncation as module
+from serve_paged.engine.truncation import Truncation
 
 ALMOST_ONE = 1.0 - 2.0**-53
 
@@ -14,6 +15,14 @@ def truncation(num_rows: int, vocab_size: int, *, top_k: int = 0, top_p: float =
         top_p=torch.full((num_rows,), top_p, dtype=torch.float64),
         log_min_p=torch.full((num_rows,), float(np.log(min_p)) if min_p else -torch.inf),
     )
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    return module.draw(logits.clone(), logits.amax(dim=-1), torch.ones(len(logits)), uniform)
+
+
+def draw_truncated(logits: torch.Tensor, params: Truncation, uniform: torch.Tensor) -> torch.Tensor:
+    return module.draw_truncated(logits, logits.amax(dim=-1), params, uniform)
 
 
 def reachable(logits: torch.Tensor, params: Truncation, num_draws: int) -> set[int]:
