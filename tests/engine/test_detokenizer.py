@@ -3,7 +3,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -80,6 +80,7 @@ def sentencepiece_ids() -> st.SearchStrategy[list[int]]:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(sentencepiece_ids(), st.sampled_from("日😀"), sentencepiece_ids(), st.integers(0, 2), st.booleans())
+@example([3 + byte for byte in "日😀".encode()], "日", [], 2, False)  # eight tokens back lies within a character
 def test_byte_fallback_text_is_that_of_the_whole(
     prompt: list[int], char: str, output: list[int], num_in_prompt: int, skip: bool
 ) -> None:
