@@ -87,20 +87,17 @@ class TextStream:
             context, incomplete = self._split_end(prompt_token_ids, size)
             if size >= len(prompt_token_ids) or self._decode(context):
                 return context, incomplete
-            size *= 4  # nothing but special tokens
+            size *= 4  # only special tokens, or byte tokens spoilt by a beginning within a character
 
     def _split_end(self, prompt_token_ids: Sequence[int], size: int) -> tuple[list[int], list[int]]:
-        """About the last `size` tokens, so cut that the first part ends with a whole character."""
+        """The last `size` tokens, so cut that the first part ends with a whole character."""
         num_tokens = len(prompt_token_ids)
         first = max(num_tokens - size, 0)
         ends = range(num_tokens, max(num_tokens - _MAX_INCOMPLETE, first) - 1, -1)
-        # A byte token that begins within a character can spoil those behind it: begin up to a character earlier.
-        starts = range(first, max(first - _MAX_INCOMPLETE, 0) - 1, -1)
         for end in ends:
-            for start in starts:
-                context = list(prompt_token_ids[start:end])
-                if not self._decode(context).endswith(_REPLACEMENT):
-                    return context, list(prompt_token_ids[end:])
+            context = list(prompt_token_ids[first:end])
+            if not self._decode(context).endswith(_REPLACEMENT):
+                return context, list(prompt_token_ids[end:])
         return [], list(prompt_token_ids[ends[-1] :])  # no text so far
 
     def _new_stream(self) -> DecodeStream:
