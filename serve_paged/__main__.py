@@ -1,6 +1,6 @@
 """The command line: `python -m serve_paged COMMAND`. Each command imports what it needs when it runs."""
 
-# ruff: noqa: PLC0415  (late imports are the point: `serve` must set Ray's environment before Ray is imported)
+
 from __future__ import annotations
 
 import json
@@ -70,9 +70,7 @@ def generate(
     from serve_paged.engine import offline
 
     try:
-        params = SamplingParams(
-            n=num_choices, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens
-        )
+        params = SamplingParams(n=num_choices, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
         engine = _build_engine(model=model, dtype=dtype, threads=threads)
         text_model = engine.text_model
         text = prompt if raw else _chat_prompt(text_model, prompt)
@@ -92,9 +90,7 @@ def generate(
 
 @main.command()
 @model_option
-@click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="bfloat16", show_default=True
-)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="bfloat16", show_default=True)
 @threads_option
 @click.option("--num-requests", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--input-len", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per prompt.")

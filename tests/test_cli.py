@@ -43,8 +43,8 @@ def test_bench_reports_what_it_ran(tiny_model_folder: Path) -> None:
 
 def test_bench_takes_a_sharegpt_like_mix(tiny_model_folder: Path) -> None:
     result = invoke(
-        "bench", "--model", str(tiny_model_folder), "--dtype", "float32", "--num-requests", "8", "--lengths", "sharegpt",
-        "--kv-cache-gb", "0.01",
+        "bench", "--model", str(tiny_model_folder), "--dtype", "float32", "--num-requests", "8",
+        "--lengths", "sharegpt", "--kv-cache-gb", "0.01",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "KV slots in use" in result.output

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from serve_paged.core.errors import EngineDead, InvalidRequest
@@ -160,9 +160,11 @@ class AsyncEngine:
         with self._wake:
             self._death = death
             waiting = [command.stream for command in self._commands if isinstance(command, _Add)]
-        self._send({stream: EngineDead(f"the engine has stopped: {death!r}") for stream in (*self._streams.values(), *waiting)})
+        self._send(
+            {stream: EngineDead(f"the engine has stopped: {death!r}") for stream in (*self._streams.values(), *waiting)}
+        )
 
-    def _send(self, news: dict[_Stream, list[ChoiceDelta]] | dict[_Stream, Exception]) -> None:
+    def _send(self, news: Mapping[_Stream, list[ChoiceDelta] | Exception]) -> None:
         """Hand items to their streams, waking each event loop once: a wake-up costs a system call."""
         by_loop: dict[asyncio.AbstractEventLoop, list[_Stream]] = {}
         for stream in news:

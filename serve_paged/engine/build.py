@@ -37,9 +37,7 @@ def build_engine(config: EngineConfig) -> Engine:
 
 def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
     """The same over a model that is loaded already."""
-    shape = BlockShape(
-        model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim
-    )
+    shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
     num_blocks = shape.num_blocks_in(config.kv_cache_gb, dtype)
     max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
     kv_cache = KVCache(

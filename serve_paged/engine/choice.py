@@ -14,7 +14,7 @@ class Choice:
     def __init__(self, text_model: TextModel, seq: Sequence) -> None:
         self._seq = seq
         self._detokenizer = Detokenizer(
-            text_model.tokenizer, seq.params, seq.prompt_token_ids, seq.output_token_ids
+            text_model.tokenizer, seq.params, seq.prompt_token_ids, seq.output_token_ids, text_model.eos_token_ids
         )
         self._stop_checker = StopChecker(seq.params, text_model.eos_token_ids)
         self._prompt_logprobs: list[TokenLogprobs | None] = []

@@ -144,7 +144,9 @@ class Engine:
         check_token_ids(params, vocab_size)
         limit = self.max_model_len
         if num_prompt >= limit:
-            raise RequestTooLong(f"the prompt has {num_prompt} tokens; the context holds {limit}, output included", "prompt")
+            raise RequestTooLong(
+                f"the prompt has {num_prompt} tokens; the context holds {limit}, output included", "prompt"
+            )
         if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
             raise RequestTooLong(
                 f"{num_prompt} prompt tokens and max_tokens={params.max_tokens} exceed the context of {limit} tokens",
@@ -175,9 +177,7 @@ class Engine:
                 max_num_tokens=limit,
                 choice=choice,
                 priority=request.priority,
-                cache_root=root_hash(
-                    model.fingerprint, model.kv_dtype, self.block_size, cache_salt=request.cache_salt
-                ),
+                cache_root=root_hash(model.fingerprint, model.kv_dtype, self.block_size, cache_salt=request.cache_salt),
                 output_token_ids=output_token_ids,
             )
 

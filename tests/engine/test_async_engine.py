@@ -73,7 +73,9 @@ def test_closing_the_stream_aborts_and_frees_the_blocks(engine: AsyncEngine) -> 
 
 def test_cancelling_the_task_aborts(engine: AsyncEngine) -> None:
     async def main() -> None:
-        task = asyncio.create_task(collect(engine, Request("r", [1, 2, 3], SamplingParams(temperature=0.0, ignore_eos=True))))
+        task = asyncio.create_task(
+            collect(engine, Request("r", [1, 2, 3], SamplingParams(temperature=0.0, ignore_eos=True)))
+        )
         while not engine.stats().num_running:
             await asyncio.sleep(0.001)
         task.cancel()

@@ -57,9 +57,10 @@ def test_a_stop_token_ends_it_and_is_named(tiny_engine: EngineFactory) -> None:
 def test_a_stop_string_is_cut_from_the_text(tiny_engine: EngineFactory) -> None:
     engine = tiny_engine()
     prompt = engine.text_model.tokenizer.encode("a stop string").ids
-    [free] = generate(engine, [prompt], greedy(max_tokens=20, logit_bias={i: 30.0 for i in range(64, 90)}))
+    letters = dict.fromkeys(range(64, 90), 30.0)
+    [free] = generate(engine, [prompt], greedy(max_tokens=20, logit_bias=letters))
     stop = free.text[4:7]
-    [cut] = generate(engine, [prompt], greedy(max_tokens=20, logit_bias={i: 30.0 for i in range(64, 90)}, stop=(stop,)))
+    [cut] = generate(engine, [prompt], greedy(max_tokens=20, logit_bias=letters, stop=(stop,)))
     assert cut.text == free.text[: free.text.index(stop)]
     assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
     assert_idle(engine)
@@ -92,11 +93,9 @@ def test_abort_frees_the_blocks_within_a_step(tiny_engine: EngineFactory) -> Non
 def test_the_same_seed_gives_the_same_text_whatever_the_batch(tiny_engine: EngineFactory) -> None:
     params = SamplingParams(temperature=0.9, top_p=0.9, seed=7, max_tokens=12, ignore_eos=True)
     [alone] = generate(tiny_engine(), [PROMPT], params)
-    others = [SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=i) for i in range(5)]
-    crowd = generate(tiny_engine(), [PROMPT, [3], [4, 5], PROMPT, PROMPT * 8, [9] * 40], [others[0], *others[1:4], params, others[4]])  # fmt: skip
-    crowded = generate(tiny_engine(), [[3], PROMPT, [9] * 40], [others[0], params, others[1]])
-    assert crowded[1].token_ids == alone.token_ids
-    assert len(crowd) == 6
+    others = [SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=i) for i in range(4)]
+    crowd = generate(tiny_engine(), [[3], PROMPT, [4, 5], [9] * 40, PROMPT * 8], [others[0], params, *others[1:]])
+    assert crowd[1].token_ids == alone.token_ids
 
 
 def test_choices_of_one_request_differ(tiny_engine: EngineFactory) -> None:
@@ -111,7 +110,9 @@ def test_a_request_resumes_where_it_was(tiny_engine: EngineFactory) -> None:
     )
     whole = generate(tiny_engine(), [PROMPT], params)
     engine = tiny_engine()
-    engine.add(Request("again", PROMPT, params, output_token_ids={0: whole[0].token_ids[:9], 1: whole[1].token_ids[:4]}))
+    engine.add(
+        Request("again", PROMPT, params, output_token_ids={0: whole[0].token_ids[:9], 1: whole[1].token_ids[:4]})
+    )
     resumed = {0: Completion(0, 0), 1: Completion(0, 1)}
     for delta in steps(engine):
         resumed[delta.choice].extend(delta)
@@ -150,9 +151,7 @@ def test_prompt_logprobs_do_not_depend_on_chunks_or_cache(tiny_engine: EngineFac
         (Request("r", PROMPT, greedy(), output_token_ids={2: [1]}), "output_token_ids"),
     ],
 )
-def test_what_can_never_be_served_is_refused_by_name(
-    tiny_engine: EngineFactory, request_: Request, param: str
-) -> None:
+def test_what_can_never_be_served_is_refused_by_name(tiny_engine: EngineFactory, request_: Request, param: str) -> None:
     engine = tiny_engine(max_model_len=64, max_num_seqs=8)
     with pytest.raises(InvalidRequest) as refused:
         engine.add(request_)

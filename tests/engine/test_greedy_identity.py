@@ -102,9 +102,7 @@ def test_with_chunked_prefill(
     assert run(engine, prompts) == alone
 
 
-def test_after_preemption_by_recompute(
-    prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory
-) -> None:
+def test_after_preemption_by_recompute(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
     engine = real_engine(
         num_blocks=pool_for(prompts), num_host_blocks=0, preemption="recompute", prefix_caching=False, watermark=0.0
     )
