@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
-from serve_paged.serve.environment import ensure_token, haproxy_ports, prepare
+from serve_paged.serve.environment import ensure_token, prepare
 
 READY_TIMEOUT_S = 1800.0  # a first start fetches and converts a model
 _POLL_S = 0.2
@@ -35,7 +36,7 @@ Ctrl-C stops it."""
 Say = Callable[[str], None]
 
 
-class LaunchError(RuntimeError):
+class LaunchError(click.ClickException):
     """The server could not be started; the message says why and what to do."""
 
 
@@ -65,7 +66,7 @@ def serving(config_path: Path, say: Say) -> Iterator[str]:
     """
     config = read_config(config_path)
     http = config["http_options"]
-    check_ports({"http_options.port": (http["host"], http["port"]), **haproxy_ports(os.environ)})
+    check_port(http["host"], http["port"])
     say("starting Ray")
     import ray  # only now: it reads its environment when it is imported
     from ray import serve
@@ -96,15 +97,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def check_ports(ports: dict[str, tuple[str, int]]) -> None:
-    """Raise `LaunchError` naming the setting of a port that somebody else listens on."""
-    for setting, (host, port) in ports.items():
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise LaunchError(f"port {port} is taken ({error.strerror}); choose another: {setting}") from error
+def check_port(host: str, port: int) -> None:
+    """Raise `LaunchError` when somebody else listens there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = f"port {port} of {host} cannot be used ({error.strerror})"
+            raise LaunchError(f"{reason}; choose another in http_options.port") from error
 
 
 def _deploy(config: dict[str, Any]) -> None:
@@ -152,7 +153,7 @@ def _why(application: Any) -> str:
 
 
 def _wait_until_healthy(url: str) -> None:
-    """HAProxy takes a replica in once its own checks have passed, a moment after Serve calls it running."""
+    """The HTTP proxy hears of a new application a moment after Serve calls it running."""
     deadline = time.monotonic() + 60
     while True:
         try:

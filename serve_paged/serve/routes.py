@@ -96,7 +96,7 @@ class Routes:
             return JSONResponse(shape.answer(await _read_all(chunks, runs, num_choices)))
         first = await anext(chunks)  # errors before the first token get a status of their own
         events = _Events(shape, num_choices, include_usage=body.include_usage)
-        return EventStream(_stream(first, chunks, events))
+        return EventStream(_stream(first, chunks, events), chunks)
 
     def _check_model(self, name: str) -> None:
         if name != self._card.name:
