@@ -48,17 +48,20 @@ class AdmissionGuard:
         """Blocks for the tokens known now, and for the copies of the tail that its forks will make."""
         return num_blocks_for(seq.num_tokens, self._block_size) + len(seq.siblings)
 
-    def fits_now(self, seq: Sequence, num_needed: int, running: list[Sequence], num_free: int) -> bool:
-        """Whether there are seats, and blocks above the watermark for every token known now, its own and others'.
+    def fits_now(
+        self, seq: Sequence, num_needed: int, running: list[Sequence], num_free: int, *, first: int | None = None
+    ) -> bool:
+        """Whether there are seats, and blocks above the watermark for all tokens known now.
 
-        `num_needed` is what the sequence would take from the free queue. Anything possible fits when nothing runs.
+        `num_needed` is what the sequence would take from the free queue; what the `first` of the running ones (all, if
+        not told) will take for their known tokens is promised to them. Anything possible fits when nothing runs.
         """
         if not running:
             return True
         if not self.has_seats_for(seq, running):
             return False
-        outstanding = sum(self.num_known_blocks(other) - len(other.block_table) for other in running)
-        return num_needed + outstanding + self._num_watermark_blocks <= num_free
+        promised = sum(self.num_known_blocks(other) - len(other.block_table) for other in running[:first])
+        return num_needed + promised + self._num_watermark_blocks <= num_free
 
     def fits_later(self, seq: Sequence, num_needed: int, running: list[Sequence], num_free: int) -> bool:
         """Whether it would still fit when the expected outputs of all are at their peak; true while little is known."""

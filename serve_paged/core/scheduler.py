@@ -175,7 +175,7 @@ class Scheduler:
         if index == len(self.running) and not self.guard.has_seats_for(seq, self.running):
             return False  # the usual reason, found out before anything dear
         hits = self.blocks.match_prefix(seq)
-        if not self._fits(seq, hits, expected=True):
+        if not self._fits(seq, hits):
             if not self._clear_the_way(seq, hits, index, out):
                 return False
             hits = self.blocks.match_prefix(seq)  # preempting may have moved cached blocks
@@ -188,13 +188,18 @@ class Scheduler:
             self.stats.num_cached_tokens += seq.num_cached_tokens
         return True
 
-    def _fits(self, seq: Sequence, hits: list[int], *, expected: bool) -> bool:
-        """Whether it fits beside all that run now; `expected`: and beside what they are expected to write."""
+    def _fits(self, seq: Sequence, hits: list[int]) -> bool:
+        """Whether it fits beside all that run, and still will when they have written what they are expected to."""
         num_needed = self.guard.num_known_blocks(seq) - self.pool.num_taken(hits)
-        fits = self.guard.fits_now(seq, num_needed, self.running, self.pool.num_free)
-        if fits and expected:
-            return self.guard.fits_later(seq, num_needed, self.running, self.pool.num_free)
-        return fits
+        num_free = self.pool.num_free
+        return self.guard.fits_now(seq, num_needed, self.running, num_free) and self.guard.fits_later(
+            seq, num_needed, self.running, num_free
+        )
+
+    def _fits_before(self, seq: Sequence, index: int) -> bool:
+        """Whether it fits now as `running[index]`; nothing is promised to those after it, who can be preempted."""
+        num_needed = self.guard.num_known_blocks(seq) - self.pool.num_taken(self.blocks.match_prefix(seq))
+        return self.guard.fits_now(seq, num_needed, self.running, self.pool.num_free, first=index)
 
     def _clear_the_way(self, seq: Sequence, hits: list[int], index: int, out: SchedulerOutput) -> bool:
         """Preempt those after `seq` in the order, the last first, until it fits; none if that would not be enough."""
@@ -205,9 +210,9 @@ class Scheduler:
         num_needed = self.guard.num_known_blocks(seq) - sum(block in held for block in hits)
         if not self.guard.fits_now(seq, num_needed, before, self.pool.num_usable - len(held)):
             return False
-        while index < len(self.running) and not self._fits(seq, self.blocks.match_prefix(seq), expected=False):
+        while index < len(self.running) and not self._fits_before(seq, index):
             self._preempt_last(out)
-        return self._fits(seq, self.blocks.match_prefix(seq), expected=False)
+        return self._fits_before(seq, index)
 
     def _make_room(self, seq: Sequence, num_new: int, out: SchedulerOutput) -> bool:
         """Give a running sequence blocks for its next tokens; false if it was preempted itself for want of them."""

@@ -78,14 +78,13 @@ def test_a_prompt_waits_until_all_of_it_fits_above_the_watermark():
     assert [seq.request_id for seq in engine.finished] == ["a", "b"]
 
 
-def test_blocks_promised_to_a_prompt_in_progress_are_not_given_away():
-    engine = SimulatedEngine(num_blocks=10, max_num_batched_tokens=8, options={"watermark": 0.0})
-    engine.add("a", 30, max_tokens=2)  # 8 blocks, 2 of them in the first chunk
-    engine.add("b", 11, max_tokens=2)  # 3 blocks
-    for _ in range(3):
-        assert [entry.seq.request_id for entry in engine.step().scheduled] == ["a"]
+def test_blocks_for_the_copies_that_forks_will_make_are_not_given_away():
+    engine = SimulatedEngine(num_blocks=8, options={"watermark": 0.0})
+    engine.add("a", 6, n=3, max_tokens=2)  # 2 blocks, and the tail twice more
+    engine.add("b", 17, max_tokens=2)  # 5 blocks
+    assert [entry.seq.request_id for entry in engine.step().scheduled] == ["a"]
     engine.run()
-    assert engine.scheduler.stats.num_preemptions_recompute + engine.scheduler.stats.num_preemptions_swap == 0
+    assert not any(seq.num_preemptions for seq in engine.finished)
 
 
 def test_a_prompt_that_is_mostly_cached_needs_only_the_rest():
@@ -115,6 +114,24 @@ def test_expected_outputs_keep_a_newcomer_waiting():
     running, newcomer = make_sequence("a", 8, max_tokens=100), make_sequence("b", 8, max_tokens=100)
     assert not experienced.fits_later(newcomer, 2, [running], 7)  # 2 now, then 3 more for each
     assert experienced.fits_later(newcomer, 2, [running], 8)
+
+
+def test_the_length_of_every_output_that_came_to_its_end_is_learned():
+    engine = SimulatedEngine()
+    for index in range(20):
+        engine.add(f"r{index}", 4, max_tokens=5)
+    engine.run()
+    assert engine.scheduler.guard.output_lengths.known
+    assert engine.scheduler.guard.output_lengths.expected_remaining(0) == 5
+
+
+def test_nothing_is_learned_from_aborted_outputs():
+    engine = SimulatedEngine()
+    for index in range(20):
+        engine.add(f"r{index}", 4, max_tokens=5)
+        engine.step()
+        engine.scheduler.abort(f"r{index}")
+    assert not engine.scheduler.guard.output_lengths.known
 
 
 def test_expectations_are_cut_at_max_tokens():

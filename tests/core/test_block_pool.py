@@ -193,3 +193,12 @@ def test_taking_a_prefix_does_not_evict_its_own_blocks():
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2)])
 def test_a_started_block_counts_whole(num_tokens: int, num_blocks: int):
     assert num_blocks_for(num_tokens, 16) == num_blocks
+
+
+def test_host_blocks_of_an_earlier_step_make_room_for_new_ones():
+    pool = BlockPool(3, num_host_blocks=1)
+    blocks = pool.allocate(2)
+    assert pool.save_to_host([b"a"], blocks[:1]) == [(blocks[0], 0)]
+    assert pool.save_to_host([b"b"], blocks[1:]) == []
+    pool.end_step()
+    assert pool.save_to_host([b"b"], blocks[1:]) == [(blocks[1], 0)]

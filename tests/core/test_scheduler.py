@@ -1,7 +1,8 @@
 """The scheduler when there is room for all: budget, chunks, order, prefix hits, resuming."""
 
+from serve_paged.core.block_hash import extend_chain
 from serve_paged.core.sequence import FinishReason, SequenceStatus
-from tests.core.simulated_engine import SimulatedEngine, sampled_token
+from tests.core.simulated_engine import SimulatedEngine, make_sequence, sampled_token
 
 
 def tokens_of(out) -> dict[str, int]:
@@ -119,6 +120,15 @@ def test_without_prefix_caching_nothing_is_shared():
         assert tokens_of(engine.step()) == {name: 10}
 
 
+def test_hashes_handed_in_are_of_no_use_without_prefix_caching():
+    engine = SimulatedEngine(options={"prefix_caching": False})
+    for name in "ab":
+        seq = make_sequence(name, list(range(10)), max_tokens=1)
+        extend_chain(seq.block_hashes, seq.cache_root, seq.prompt_token_ids, engine.block_size)
+        engine.scheduler.add(seq)
+        assert tokens_of(engine.step()) == {name: 10}
+
+
 def test_equal_prompts_in_one_step_are_both_computed_and_both_right():
     engine = SimulatedEngine()
     for name in "ab":
@@ -167,10 +177,12 @@ def test_the_first_schedule_time_is_noted():
     assert waiting.status is SequenceStatus.RUNNING
 
 
-def test_a_sequence_given_its_hashes_keeps_them():
+def test_a_sequence_has_one_hash_for_each_full_block_of_its_tokens():
     engine = SimulatedEngine()
-    first = engine.add("a", list(range(10)), max_tokens=1)
-    engine.run()
-    hashes = list(first.block_hashes)
-    second = engine.add("b", list(range(10)), max_tokens=1)
-    assert second.block_hashes == hashes[:2]
+    seq = engine.add("a", 10, max_tokens=8)
+    for _ in range(7):
+        engine.step()
+    expected: list[bytes] = []
+    extend_chain(expected, seq.cache_root, seq.tokens(0, seq.num_tokens), engine.block_size)
+    assert seq.block_hashes == expected
+    assert len(expected) == 4

@@ -50,9 +50,12 @@ def test_a_preempted_sequence_ends_with_the_same_tokens():
 
 
 def test_the_preempted_do_not_return_in_the_step_that_preempted_them():
-    engine = crowded()
+    engine = SimulatedEngine(num_blocks=6, options={"watermark": 0.0, "preemption": "recompute"})
+    for name in "ab":  # computed twice; without its copy, b finds a's and would fit again at once
+        engine.add(name, list(range(9)), max_tokens=11)
     out = step_to_preemption(engine)
-    assert out.preempted[0] not in [entry.seq for entry in out.scheduled]
+    assert [entry.seq.request_id for entry in out.scheduled] == ["a"]
+    assert [entry.seq.request_id for entry in engine.step().scheduled] == ["a", "b"]
 
 
 def test_by_recompute_nothing_is_copied():
@@ -123,6 +126,20 @@ def test_a_device_block_swapped_out_is_reused_in_the_same_step():
     assert engine.scheduler.stats.num_swapped_in_blocks > 0
 
 
+def test_a_block_swapped_out_is_the_target_of_a_swap_in_of_the_same_step():
+    engine = crowded(num_host_blocks=10, preemption="swap")
+    host_only = step_to_preemption(engine).preempted[0]
+    engine.scheduler.abort("b")
+    engine.scheduler.abort("a")
+    engine.add("filler", 21, max_tokens=3)
+    engine.step()  # all 6 blocks are its own now
+    engine.add("urgent", host_only.prompt_token_ids, max_tokens=2, priority=-1)
+    out = engine.step()
+    assert [seq.request_id for seq in out.preempted] == ["filler"]
+    assert {block for block, _ in out.swap_out} & {block for _, block in out.swap_in}
+    engine.run()
+
+
 def test_prompt_logprobs_in_progress_are_recomputed():
     engine = SimulatedEngine(
         num_blocks=8, num_host_blocks=10, max_num_batched_tokens=4, options={"watermark": 0.0, "preemption": "swap"}
@@ -149,6 +166,18 @@ def test_an_urgent_newcomer_takes_the_place_of_the_last():
     assert [seq.request_id for seq in out.preempted] == ["second"]
     assert [entry.seq.request_id for entry in out.scheduled] == ["urgent", "first"]
     engine.run()
+
+
+def test_an_urgent_newcomer_that_fits_now_preempts_nobody_for_their_future():
+    engine = SimulatedEngine(num_blocks=10, max_num_batched_tokens=8, options={"watermark": 0.0})
+    engine.add("long", 30, max_tokens=2)  # 8 blocks, of which the first chunk takes 2
+    engine.step()
+    engine.add("urgent", 11, max_tokens=1, priority=-1)  # 3 blocks
+    out = engine.step()
+    assert out.preempted == []
+    assert [entry.seq.request_id for entry in out.scheduled] == ["urgent"]
+    engine.run()
+    assert not any(seq.num_preemptions for seq in engine.finished)
 
 
 def test_an_urgent_newcomer_takes_a_seat():
