@@ -111,9 +111,9 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._apply_commands():
-                if self._engine.has_unfinished():
-                    self._deliver(self._engine.step())
-                self._stats = self._engine.stats()
+                deltas = self._engine.step() if self._engine.has_unfinished() else []
+                self._stats = self._engine.stats()  # first: whoever has seen a delta sees its statistics
+                self._deliver(deltas)
             self._die(EngineDead("it was closed"))
         except Exception as error:  # noqa: BLE001  (the thread's end: every open stream is told)
             self._die(error)

@@ -67,9 +67,9 @@ def fixed_lengths(num_requests: int, num_input: int, num_output: int) -> list[Le
 def sharegpt_lengths(num_requests: int, max_model_len: int, seed: int = 0) -> list[Lengths]:
     """Lengths drawn like ShareGPT's, cut as vLLM's benchmark cuts them and to the context."""
     rng = np.random.default_rng(seed)
-    inputs = np.clip(rng.lognormal(*SHAREGPT_INPUT, num_requests), 4, SHAREGPT_MAX_INPUT).astype(int)
-    outputs = np.clip(rng.lognormal(*SHAREGPT_OUTPUT, num_requests), 4, None).astype(int)
     total = min(SHAREGPT_MAX_TOTAL, max_model_len)
+    inputs = np.clip(rng.lognormal(*SHAREGPT_INPUT, num_requests), 4, min(SHAREGPT_MAX_INPUT, total // 2)).astype(int)
+    outputs = np.clip(rng.lognormal(*SHAREGPT_OUTPUT, num_requests), 4, None).astype(int)
     return [Lengths(int(i), int(min(o, total - i))) for i, o in zip(inputs, outputs, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The engine: one step is schedule, move blocks, run the model, sample, check stops. Single-threaded, no Ray, no HTTP."""
+"""The engine: a step is schedule, move blocks, run the model, sample, check stops. One thread, no Ray, no HTTP."""
 
 import secrets
 import time

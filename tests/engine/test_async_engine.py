@@ -13,6 +13,8 @@ from serve_paged.engine.engine import Engine, Request
 from tests.engine.conftest import EngineFactory
 
 PARAMS = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+ONE_TOKEN = SamplingParams(temperature=0.0, max_tokens=1)
+ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -24,9 +26,11 @@ async def collect(engine: AsyncEngine, request: Request) -> list[int]:
     return [token async for deltas in engine.generate(request) for delta in deltas for token in delta.token_ids]
 
 
-async def until_idle(engine: AsyncEngine) -> None:
-    while (stats := engine.stats()).num_running or stats.num_waiting:
-        await asyncio.sleep(0.001)
+async def assert_idle(engine: AsyncEngine) -> None:
+    """Nothing but a last small request runs, and every block is free or cached."""
+    await collect(engine, Request("last", [1], ONE_TOKEN))  # served after all that was asked for before
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.num_free_blocks == stats.num_blocks
 
 
@@ -43,7 +47,7 @@ def test_concurrent_requests_stream_side_by_side(engine: AsyncEngine) -> None:
         together = await asyncio.gather(*(collect(engine, request) for request in requests))
         alone = [await collect(engine, request) for request in requests]
         assert together == alone
-        await until_idle(engine)
+        await assert_idle(engine)
 
     run(main())
 
@@ -61,11 +65,10 @@ def test_all_choices_come_through_one_stream(engine: AsyncEngine) -> None:
 
 def test_closing_the_stream_aborts_and_frees_the_blocks(engine: AsyncEngine) -> None:
     async def main() -> None:
-        params = SamplingParams(temperature=0.0, ignore_eos=True)
-        stream = engine.generate(Request("r", [1, 2, 3], params))
+        stream = engine.generate(Request("r", [1, 2, 3], ENDLESS))
         await anext(stream)
         await stream.aclose()
-        await until_idle(engine)
+        await assert_idle(engine)
         assert engine.stats().num_finished["abort"] == 1
 
     run(main())
@@ -73,15 +76,19 @@ def test_closing_the_stream_aborts_and_frees_the_blocks(engine: AsyncEngine) -> 
 
 def test_cancelling_the_task_aborts(engine: AsyncEngine) -> None:
     async def main() -> None:
-        task = asyncio.create_task(
-            collect(engine, Request("r", [1, 2, 3], SamplingParams(temperature=0.0, ignore_eos=True)))
-        )
-        while not engine.stats().num_running:
-            await asyncio.sleep(0.001)
+        started = asyncio.Event()
+
+        async def listen() -> None:
+            async for _ in engine.generate(Request("r", [1, 2, 3], ENDLESS)):
+                started.set()
+
+        task = asyncio.create_task(listen())
+        await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until_idle(engine)
+        await assert_idle(engine)
+        assert engine.stats().num_finished["abort"] == 1
 
     run(main())
 
@@ -126,11 +133,16 @@ def test_closing_the_engine_ends_open_streams(tiny_engine: EngineFactory) -> Non
     engine = AsyncEngine(tiny_engine())
 
     async def main() -> None:
-        stream = engine.generate(Request("r", [1], SamplingParams(temperature=0.0, ignore_eos=True)))
-        await anext(stream)
+        started = asyncio.Event()
+
+        async def listen() -> None:
+            async for _ in engine.generate(Request("r", [1], ENDLESS)):
+                started.set()
+
+        task = asyncio.create_task(listen())
+        await started.wait()
         await asyncio.to_thread(engine.close)
         with pytest.raises(EngineDead):
-            while True:
-                await anext(stream)
+            await task
 
     run(main())
