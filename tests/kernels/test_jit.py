@@ -17,7 +17,7 @@ SCRIPT = """
 import torch
 from numba_kernels import rms_norm
 rms_norm(torch.ones(2, 16), torch.ones(16), 1e-5)
-rms_norm(torch.ones(2048, 16), torch.ones(16), 1e-5)
+rms_norm(torch.ones(8192, 16), torch.ones(16), 1e-5)
 """
 
 
