@@ -46,16 +46,20 @@ def run(config_path: Path) -> None:
     Call it before anything has imported ray.
     """
     began = time.monotonic()
+
+    def say(message: str) -> None:
+        print(f"[{time.monotonic() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
+
     prepare(os.environ)
     ensure_token(os.environ)
     try:
-        with serving(config_path, _say) as url:
+        with serving(config_path, say) as url:
             seconds = time.monotonic() - began
             print(_READY.format(url=url, model=_first_model(url), seconds=seconds, address=_ray_address()), flush=True)
             signal.signal(signal.SIGTERM, _interrupt)
             signal.pause()
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
 
 
 @contextmanager
@@ -73,15 +77,19 @@ def serving(config_path: Path, say: Say) -> Iterator[str]:
 
     try:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        say("deploying")
         _deploy(config)
         _wait_until_running(config, say)
         host = "127.0.0.1" if http["host"] == _ALL_INTERFACES else http["host"]
         url = f"http://{host}:{http['port']}"
         _wait_until_healthy(url)
-        yield url
+        try:
+            yield url
+        finally:
+            say("stopping; running answers may end first (Ctrl-C again: at once)")
+            for application in config["applications"]:
+                serve.delete(application.get("name", "default"))
     finally:
-        say("stopping Ray")
-        serve.shutdown()
         ray.shutdown()
 
 
@@ -178,7 +186,3 @@ def _ray_address() -> str:
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _say(message: str) -> None:
-    print(f"[serve] {message}", file=sys.stderr, flush=True)

@@ -45,6 +45,11 @@ class SamplingFields(_Fields):
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # lower is served first
     cache_salt: str = ""  # requests share prefix-cache blocks only within one salt
 
+    @property
+    def limit_field(self) -> str:
+        """The name under which the client limits the output."""
+        return "max_tokens"
+
     def sampling_params(self) -> SamplingParams:
         """The engine's parameters. Raises `InvalidRequest` naming the field that is out of range."""
         return self._sampling_params(max_tokens=self.max_tokens, logprobs=None)
@@ -55,7 +60,12 @@ class SamplingFields(_Fields):
             fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.stop_token_ids is not None:
             fields["stop_token_ids"] = tuple(self.stop_token_ids)
-        return SamplingParams(**fields, max_tokens=max_tokens, logprobs=logprobs)
+        try:
+            return SamplingParams(**fields, max_tokens=max_tokens, logprobs=logprobs)
+        except InvalidRequest as error:
+            if error.param != "max_tokens":
+                raise
+            raise InvalidRequest(error.message.replace("max_tokens", self.limit_field, 1), self.limit_field) from error
 
 
 _PARAM_FIELDS = frozenset(SamplingParams.__slots__) & frozenset(SamplingFields.model_fields) - {"max_tokens"}
@@ -166,17 +176,15 @@ class ChatCompletionRequest(HttpFields):
             raise InvalidRequest("max_tokens and max_completion_tokens differ", "max_completion_tokens")
         return self
 
+    @property
+    def limit_field(self) -> str:
+        """OpenAI's newer name, where the client uses it."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
     def sampling_params(self) -> SamplingParams:
         """The engine's parameters. Raises `InvalidRequest` naming the field that is out of range."""
-        limit = self.max_completion_tokens
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        try:
-            return self._sampling_params(max_tokens=self.max_tokens if limit is None else limit, logprobs=logprobs)
-        except InvalidRequest as error:
-            if error.param == "max_tokens" and limit is not None:
-                message = error.message.replace("max_tokens", "max_completion_tokens", 1)
-                raise InvalidRequest(message, "max_completion_tokens") from error
-            raise
+        return self._sampling_params(max_tokens=getattr(self, self.limit_field), logprobs=logprobs)
 
 
 class CompletionRequest(HttpFields):

@@ -32,7 +32,7 @@ class TextService:
 
     def _request(self, prompt_token_ids: list[int], fields: SamplingFields, param: str) -> EngineRequest:
         params = fields.sampling_params()
-        self.tokenizer.check(prompt_token_ids, params, param)
+        self.tokenizer.check(prompt_token_ids, params, param, fields.limit_field)
         return EngineRequest(
             uuid.uuid4().hex,
             prompt_token_ids,

@@ -45,8 +45,11 @@ class PromptTokenizer:
             return (await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)).ids
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def check(self, prompt_token_ids: list[int], params: SamplingParams, param: str) -> None:
-        """Raise `InvalidRequest` for what can never be served; `param` names the prompt's field."""
+    def check(self, prompt_token_ids: list[int], params: SamplingParams, param: str, limit_field: str) -> None:
+        """Raise `InvalidRequest` for what can never be served.
+
+        `param` and `limit_field` name the fields of the prompt and of the output limit.
+        """
         limit, num_prompt = self._card.max_model_len, len(prompt_token_ids)
         if not prompt_token_ids:
             raise InvalidRequest("The prompt must hold at least one token", param)
@@ -54,8 +57,8 @@ class PromptTokenizer:
             message = f"The prompt has {num_prompt} tokens; the context length is {limit}, at least one is for output"
             raise RequestTooLong(message, param)
         if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
-            message = f"The prompt has {num_prompt} tokens and max_tokens is {params.max_tokens}: above the context"
-            raise RequestTooLong(f"{message} length of {limit}", "max_tokens")
+            message = f"The prompt has {num_prompt} tokens and {limit_field} is {params.max_tokens}: above the context"
+            raise RequestTooLong(f"{message} length of {limit}", limit_field)
         for field, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             if any(token_id >= self._card.vocab_size for token_id in token_ids):
                 raise InvalidRequest(f"{field} names a token outside the vocabulary ({self._card.vocab_size})", field)

@@ -204,6 +204,11 @@ def test_what_exceeds_the_context_says_so_by_code() -> None:
     assert (response.status_code, error_of(response)["code"]) == (400, "context_length_exceeded")
 
 
+def test_an_output_limit_above_the_context_is_refused_under_the_name_that_the_client_used() -> None:
+    response = chat(ScriptedClient(HELLO), max_completion_tokens=200)
+    assert (response.status_code, error_of(response)["param"]) == (400, "max_completion_tokens")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_before_the_first_token_has_its_own_status(stream: bool) -> None:
     refused = RayTaskError("generate", "traceback", InvalidRequest("no such thing", "stop")).as_instanceof_cause()

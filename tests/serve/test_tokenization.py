@@ -63,20 +63,20 @@ def test_a_template_cannot_reach_python() -> None:
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="at least one token"):
-        tokenizer().check([], SamplingParams(), "prompt")
+        tokenizer().check([], SamplingParams(), "prompt", "max_tokens")
 
 
 @pytest.mark.parametrize(
-    ("num_prompt", "max_tokens", "param"), [(10, None, "messages"), (11, 1, "messages"), (9, 2, "max_tokens")]
+    ("num_prompt", "max_tokens", "param"), [(10, None, "messages"), (11, 1, "messages"), (9, 2, "limit")]
 )
 def test_what_exceeds_the_context_is_refused(num_prompt: int, max_tokens: int | None, param: str) -> None:
     with pytest.raises(RequestTooLong) as refused:
-        tokenizer(max_model_len=10).check([1] * num_prompt, SamplingParams(max_tokens=max_tokens), "messages")
+        tokenizer(max_model_len=10).check([1] * num_prompt, SamplingParams(max_tokens=max_tokens), "messages", "limit")
     assert refused.value.param == param
 
 
 def test_what_fills_the_context_exactly_is_accepted() -> None:
-    tokenizer(max_model_len=10).check([1] * 9, SamplingParams(max_tokens=1), "messages")
+    tokenizer(max_model_len=10).check([1] * 9, SamplingParams(max_tokens=1), "messages", "max_tokens")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_fills_the_context_exactly_is_accepted() -> None:
 )
 def test_parameters_naming_a_token_outside_the_vocabulary_are_refused(params: SamplingParams) -> None:
     with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-        tokenizer().check([1], params, "prompt")
+        tokenizer().check([1], params, "prompt", "max_tokens")
 
 
 def test_the_tokens_of_a_text_are_its_bytes() -> None:
