@@ -54,7 +54,6 @@ def run(setting: Setting, *, num_examples: int, num_steps: int) -> Counter[str]:
 def test_any_sequence_of_events_leaves_every_invariant_intact(name: str):
     setting = SETTINGS[name]
     events = run(setting, num_examples=40, num_steps=30)
-    print(name, dict(events))
     assert events["copied"] > 0 or setting.block_size == 1, "this load forks nothing"
     if name == "roomy":
         return
