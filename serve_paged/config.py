@@ -39,7 +39,8 @@ class EngineConfig:
         require(self.kv_cache_gb > 0, "kv_cache_gb", "above 0")
         require(self.swap_space_gb >= 0, "swap_space_gb", "at least 0")
         require(self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
-        require(self.max_num_batched_tokens >= 1, "max_num_batched_tokens", "at least 1")
+        # Below that the last sequences in line would stand still until others have finished.
+        require(self.max_num_batched_tokens >= self.max_num_seqs, "max_num_batched_tokens", "at least max_num_seqs")
         require(0 <= self.watermark < 1, "watermark", "in [0, 1)")
         require(self.preemption in ("auto", "recompute", "swap"), "preemption", "auto, recompute or swap")
         require(self.ageing_s > 0, "ageing_s", "above 0")

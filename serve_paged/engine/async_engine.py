@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from serve_paged.core.errors import EngineDead, InvalidRequest
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.engine.engine import Engine, Request
+from serve_paged.engine.threads import use_threads
 
 
 @dataclass(eq=False, slots=True)
@@ -110,6 +111,7 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
+            use_threads(self._engine.num_threads)
             while self._apply_commands():
                 deltas = self._engine.step() if self._engine.has_unfinished() else []
                 self._stats = self._engine.stats()  # first: whoever has seen a delta sees its statistics

@@ -15,6 +15,7 @@ from serve_paged.engine.kv_cache import BlockShape, KVCache
 from serve_paged.engine.model_runner import ModelRunner
 from serve_paged.engine.sampler import Sampler
 from serve_paged.engine.text import TextModel
+from serve_paged.engine.threads import usable_cores, use_threads
 from serve_paged.model.loader import LoadedModel, load_model
 from serve_paged.model.tokenizer import load_chat_template, load_tokenizer
 
@@ -28,15 +29,13 @@ def build_engine(config: EngineConfig) -> Engine:
 
     Raises `ValueError` when the model is unknown or unsupported, or the KV cache cannot hold `max_model_len` tokens.
     """
-    threads = config.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    numba_kernels.set_num_threads(threads)
+    use_threads(config.threads or usable_cores())
     dtype = choose_dtype(config.dtype)
     return assemble_engine(config, load_model(config.model, dtype), dtype)
 
 
 def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
-    """The same over a model that is loaded already."""
+    """The same over a model that is loaded already, in a thread whose `use_threads` was called."""
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
     num_blocks = shape.num_blocks_in(config.kv_cache_gb, dtype)
     max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
@@ -59,6 +58,7 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
         Sampler(text_model.vocab_size, text_model.eos_token_ids),
         costs,
         max_model_len=max_model_len,
+        num_threads=config.threads or usable_cores(),
     )
 
 

@@ -58,10 +58,12 @@ class Engine:
         costs: PreemptionCosts,
         *,
         max_model_len: int,
+        num_threads: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.text_model = text_model
         self.max_model_len = max_model_len
+        self.num_threads = num_threads  # for whichever thread steps it
         self.scheduler = scheduler
         self.block_size = kv_cache.block_size
         self._kv_cache = kv_cache

@@ -124,7 +124,7 @@ def test_a_request_resumes_where_it_was(tiny_engine: EngineFactory) -> None:
 def test_prompt_logprobs_do_not_depend_on_chunks_or_cache(tiny_engine: EngineFactory) -> None:
     prompt = [(7 * i) % 250 for i in range(60)]
     params = greedy(prompt_logprobs=2, logprobs=1, max_tokens=2)
-    engine = tiny_engine(max_num_batched_tokens=16)
+    engine = tiny_engine(max_num_batched_tokens=16, max_num_seqs=4)
     [chunked], [again], [whole] = (generate(e, [prompt], params) for e in (engine, engine, tiny_engine()))
     assert len(whole.prompt_logprobs) == 60
     assert whole.prompt_logprobs[0] is None

@@ -98,7 +98,7 @@ def test_with_prefix_hits(prompts: list[list[int]], alone: Outputs, real_engine:
 def test_with_chunked_prefill(
     prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory, budget: int
 ) -> None:
-    engine = real_engine(num_blocks=1200, max_num_batched_tokens=budget)
+    engine = real_engine(num_blocks=1200, max_num_batched_tokens=budget, max_num_seqs=16)
     assert run(engine, prompts) == alone
 
 
