@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ threads_option = click.option("--threads", type=click.IntRange(min=1), default=N
 @click.group()
 def main() -> None:
     """An autoscaling LLM endpoint on Ray Serve over its own paged-KV engine."""
+    # Read when torch is imported: its idle threads sleep instead of spinning (numba_kernels/cpu/threading.py).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @main.command()

@@ -1,5 +1,10 @@
 """Fixtures that several parts share."""
 
+# ruff: noqa: E402  (the environment comes first: torch reads it when it is imported)
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line and the server do
+
 from pathlib import Path
 
 import pytest
