@@ -1,7 +1,6 @@
 """Fixtures that several parts share."""
 
-# ruff: noqa: E402  (the environment comes first: torch reads it when it is imported)
-import os
+import os  # the environment comes first: torch reads it when it is imported
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line and the server do
 
