@@ -93,6 +93,32 @@ def test_a_bad_request_is_refused_by_name(
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 1},
+        {"top_k": -1, "min_p": 1.0, "top_p": 1e-9},
+        {"temperature": 1e-6},
+        {"temperature": 100.0},
+        {"logit_bias": {"0": 100, "49151": -100}},
+        {"stop_token_ids": [0, 49151], "min_tokens": 4},
+        {"stop": ["\n", "é", "🙂"], "include_stop_str_in_output": True},
+        {"repetition_penalty": 0.01, "frequency_penalty": -2, "presence_penalty": 2},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "user", "content": "🙂\u0000<|im_end|>\n{{ x }}"}]},
+        {"logprobs": True, "top_logprobs": 20, "prompt_logprobs": 20, "stream": False},
+        {"n": 5, "cache_salt": "é", "priority": -5},
+    ],
+    ids=str,
+)
+def test_odd_but_valid_values_are_served(server: Server, model: str, fields: dict[str, Any]) -> None:
+    body = {"model": model, "messages": QUESTION, "max_tokens": 4} | fields
+    response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    assert all(choice["finish_reason"] in ("stop", "length") for choice in response.json()["choices"])
+
+
 @pytest.mark.parametrize("path", ["/v1/nowhere", "/"])
 def test_an_unknown_route_is_a_404_in_openais_shape(server: Server, path: str) -> None:
     response = httpx.get(server.url + path)

@@ -245,8 +245,9 @@ def test_health_follows_the_engine(dead: Exception) -> None:
     assert send(ScriptedClient([], dead=dead), "GET", "/health").status_code == 503
 
 
+@pytest.mark.parametrize("sends", [False, True], ids=["before the status is sent", "while it waits for a token"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_cancelled_request_closes_its_engine_streams(stream: bool) -> None:
+def test_a_cancelled_request_closes_its_engine_streams(stream: bool, sends: bool) -> None:
     client = ScriptedClient([[delta("a")], [delta("b")]], never_ends=True)
     app = Routes(TextService(client, tiny_card())).app()  # type: ignore[arg-type]
     body = json.dumps({"model": "tiny", "prompt": ["p", "q"], "stream": stream}).encode()
@@ -256,7 +257,9 @@ def test_a_cancelled_request_closes_its_engine_streams(stream: bool) -> None:
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async def nowhere(message: Any) -> None: ...
+        async def nowhere(message: Any) -> None:
+            if not sends:
+                await asyncio.Event().wait()
 
         serving = asyncio.ensure_future(app(scope, receive, nowhere))
         for _ in range(100):  # let it come to wait for a token that never comes
