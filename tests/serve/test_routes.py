@@ -268,6 +268,6 @@ def test_a_cancelled_request_closes_its_engine_streams(stream: bool, sends: bool
         assert client.aborted == []
         serving.cancel()
         await asyncio.wait({serving})
+        assert sorted(client.aborted) == sorted(request.request_id for request in client.requests)
 
     asyncio.run(run())
-    assert sorted(client.aborted) == sorted(request.request_id for request in client.requests)
