@@ -17,7 +17,9 @@ class AttentionMetadata:
     cu_seqlens_q: torch.Tensor  # int32 [num_seqs + 1]: sequence s owns query rows cu[s] .. cu[s + 1]
     seq_lens: torch.Tensor  # int32 [num_seqs]: tokens in the cache once this step's are written
     num_query_tokens: int  # cu_seqlens_q's last
-    plans: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)  # work plans, one per shape of layer
+    calls: dict[Any, Any] = field(
+        default_factory=dict, repr=False
+    )  # what the layers of this step share, made by the first
 
     @property
     def num_seqs(self) -> int:

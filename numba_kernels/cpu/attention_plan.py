@@ -9,9 +9,8 @@ does it: the plan decides who works, never what comes out, so it may look at the
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from numba_kernels.cpu.jit import i32_ptr, kernel
+from numba_kernels.cpu.jit import exact_device, i32_ptr, kernel
 from numba_kernels.metadata import AttentionMetadata
 
 MAX_ROWS = 48  # rows of one unit: a multiple of the row tiles of every path (6 and 16)
@@ -29,14 +28,12 @@ _BAD_LENGTHS, _TABLE_TOO_SHORT, _BAD_BLOCK = -1, -2, -3
 
 
 class Plan(NamedTuple):
-    """Units, heaviest first, and how much room the partial results of split rows need."""
+    """Units, heaviest first, and the room they need besides."""
 
-    num_units: int
     units: np.ndarray  # int64 [num_units, UNIT_FIELDS]
     counters: np.ndarray  # int64 [1 + num_splits]: next unit to do, then units done of each split
-    num_slots: int  # rows x partitions of split units
-    units_address: int
-    counters_address: int
+    num_slots: int  # rows x partitions of split units: partial results
+    cost: int  # tiles of six rows x partitions
 
 
 class Shape(NamedTuple):
@@ -50,27 +47,25 @@ class Shape(NamedTuple):
     num_threads: int
 
 
-@kernel(exact=True)
-def _plan(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, units, counts):  # type: ignore[no-untyped-def]
-    """Fills `units` (or only counts, where it is empty); counts = [total cost, units, splits, slots]."""
+@exact_device
+def _cut(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, budget, units):  # type: ignore[no-untyped-def]
+    """Units that cost about `budget`, into `units` if it has room for any: (cost, units, splits, slots), or a fault."""
     cu, lens, table = i32_ptr(cu_seqlens), i32_ptr(seq_lens), i32_ptr(tables)
-    budget = max(1, counts[0] // (shape.num_threads * UNITS_PER_THREAD)) if shape.num_threads > 1 else 1 << 60
-    fill = units.shape[0] > 0
     cost, num_units, num_splits, num_slots = 0, 0, 0, 0
     for s in range(num_seqs):
         num_queries = np.int64(cu[s + 1]) - np.int64(cu[s])
         seq_len = np.int64(lens[s])
         if num_queries < 0 or seq_len < num_queries:
-            return _BAD_LENGTHS
+            return _BAD_LENGTHS, 0, 0, 0
         if num_queries == 0:
             continue
         used = (seq_len + shape.block_size - 1) // shape.block_size
         if used > table_width:
-            return _TABLE_TOO_SHORT
+            return _TABLE_TOO_SHORT, 0, 0, 0
         first = max(0, seq_len - num_queries - shape.window + 1) // shape.block_size if shape.window > 0 else 0
         for b in range(first, used):
             if table[s * table_width + b] < 0 or table[s * table_width + b] >= shape.num_blocks:
-                return _BAD_BLOCK
+                return _BAD_BLOCK, 0, 0, 0
         for row in range(0, num_queries * shape.group, MAX_ROWS):
             row_end = min(row + MAX_ROWS, num_queries * shape.group)
             begin = seq_len - num_queries + row // shape.group
@@ -83,7 +78,7 @@ def _plan(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, units, cou
             pieces = (part_end - part + size - 1) // size
             for head in range(shape.num_kv_heads):
                 for piece in range(pieces):
-                    if fill:
+                    if units.shape[0] > 0:
                         u = units[num_units]
                         u[SEQ], u[HEAD], u[ROW_BEGIN], u[ROW_END] = s, head, row, row_end
                         u[PART_BEGIN] = part + piece * size
@@ -94,13 +89,24 @@ def _plan(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, units, cou
                 if pieces > 1:
                     num_splits += 1
                     num_slots += (part_end - part) * (row_end - row)
-    counts[0], counts[1], counts[2], counts[3] = cost, num_units, num_splits, num_slots
-    return 0
+    return cost, num_units, num_splits, num_slots
 
 
-def _heaviest_first(units: np.ndarray) -> np.ndarray:
-    tiles = (units[:, ROW_END] - units[:, ROW_BEGIN] + 5) // 6
-    return units[np.argsort(tiles * (units[:, PART_BEGIN] - units[:, PART_END]), kind="stable")]
+@kernel(exact=True)
+def _plan(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape):  # type: ignore[no-untyped-def]
+    """(cost or fault, units, splits, slots): first the total cost, then what a thread's share of it leads to."""
+    units = np.empty((0, UNIT_FIELDS), np.int64)
+    whole = np.int64(1) << 60
+    cost, num_units, splits, slots = _cut(cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, whole, units)
+    if cost > 0:
+        share = max(1, cost // (shape.num_threads * UNITS_PER_THREAD)) if shape.num_threads > 1 else whole
+        for _ in range(2):
+            cost, num_units, splits, slots = _cut(
+                cu_seqlens, seq_lens, num_seqs, tables, table_width, shape, share, units
+            )
+            if units.shape[0] == 0:
+                units = np.empty((num_units, UNIT_FIELDS), np.int64)
+    return cost, units, splits, slots
 
 
 def build_plan(metadata: AttentionMetadata, shape: Shape) -> Plan:
@@ -109,17 +115,18 @@ def build_plan(metadata: AttentionMetadata, shape: Shape) -> Plan:
     Raises `ValueError` where the batch contradicts itself or names a block outside the cache.
     """
     tables = metadata.block_tables
-    batch = (metadata.cu_seqlens_q.data_ptr(), metadata.seq_lens.data_ptr(), metadata.num_seqs)
-    table = (tables.data_ptr(), tables.shape[1])
-    counts = np.zeros(4, np.int64)
-    units = np.empty((0, UNIT_FIELDS), np.int64)
-    for _ in range(2):  # once for the total cost, once to count the units that it leads to
-        _raise_for(_plan(*batch, *table, shape, units, counts))
-    units = np.empty((int(counts[1]), UNIT_FIELDS), np.int64)
-    if len(units):
-        _plan(*batch, *table, shape, units, counts)
-    units, counters = _heaviest_first(units), np.zeros(1 + int(counts[2]), np.int64)
-    return Plan(len(units), units, counters, int(counts[3]), units.ctypes.data, counters.ctypes.data)
+    cost, units, num_splits, num_slots = _plan(
+        metadata.cu_seqlens_q.data_ptr(),
+        metadata.seq_lens.data_ptr(),
+        metadata.num_seqs,
+        tables.data_ptr(),
+        tables.shape[1],
+        shape,
+    )
+    _raise_for(cost)
+    tiles = (units[:, ROW_END] - units[:, ROW_BEGIN] + 5) // 6
+    heaviest_first = np.argsort(tiles * (units[:, PART_BEGIN] - units[:, PART_END]), kind="stable")
+    return Plan(units[heaviest_first], np.zeros(1 + num_splits, np.int64), num_slots, cost)
 
 
 def _raise_for(code: int) -> None:
@@ -129,8 +136,3 @@ def _raise_for(code: int) -> None:
         raise ValueError("block_tables has fewer columns than seq_lens needs blocks")
     if code == _BAD_BLOCK:
         raise ValueError("block_tables names a block outside the cache")
-
-
-def partials(plan: Plan, row_bytes: int) -> torch.Tensor:
-    """Room for the partial results of split rows, uninitialised; its address is aligned to 64 bytes."""
-    return torch.empty(plan.num_slots * row_bytes, dtype=torch.uint8)

@@ -70,6 +70,9 @@ class Launch(NamedTuple):
     scale_bits: int  # scale * log2(e), a float32's bits
 
 
+NUM_CALL_FIELDS = 7  # the first fields, up to `cache`, differ from layer to layer
+
+
 class Scratch(NamedTuple):
     """Addresses in one thread's memory, each aligned to 64 bytes."""
 
