@@ -152,7 +152,8 @@ def _progress(applications: Any) -> str:
     deployments = {name: found for app in applications.values() for name, found in app.deployments.items()}
     if not deployments:
         return "building the application"
-    return "loading the model" if deployments["EngineReplica"].status != "HEALTHY" else "starting the ingress"
+    pending = {name for name, found in deployments.items() if found.status != "HEALTHY"}
+    return "loading the model" if "EngineReplica" in pending else "starting the ingress"
 
 
 def _why(application: Any) -> str:
