@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serve_paged.config import DEFAULT_MODEL, EngineConfig
+from serve_paged.config import DEFAULT_MODEL, EngineConfig, prepare_environment
 
 if TYPE_CHECKING:
     from serve_paged.engine.bench import BenchResult
@@ -30,8 +30,7 @@ threads_option = click.option("--threads", type=click.IntRange(min=1), default=N
 @click.group()
 def main() -> None:
     """An autoscaling LLM endpoint on Ray Serve over its own paged-KV engine."""
-    # Read when torch is imported: its idle threads sleep instead of spinning (numba_kernels/cpu/threading.py).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment(os.environ)
 
 
 @main.command()

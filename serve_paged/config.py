@@ -1,9 +1,19 @@
 """The engine's settings: read once, handed to constructors as values. An unknown key is an error."""
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def prepare_environment(environ: MutableMapping[str, str]) -> None:
+    """Settings that torch reads when it is imported; to be called before. What the user has set stays.
+
+    OpenMP's idle threads sleep instead of spinning on the cores that kernels and event loops want: up to 20 times
+    faster where anything else runs (figures in numba_kernels/cpu/threading.py).
+    """
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """Fixtures that several parts share."""
 
-import os  # the environment comes first: torch reads it when it is imported
+import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line and the server do
+from serve_paged.config import prepare_environment
+
+prepare_environment(os.environ)  # first: torch reads it when it is imported
 
 from pathlib import Path
 

@@ -1,12 +1,13 @@
 """The deployment that owns one engine: token chunks out, health and statistics for whoever asks."""
 
+import os
 import time
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from serve_paged.config import EngineConfig
+from serve_paged.config import EngineConfig, prepare_environment
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.serve.chunks import ChunkPolicy, chunked
 from serve_paged.serve.engine_client import EngineRequest
@@ -20,6 +21,7 @@ class EngineReplica:
     """One engine in one Ray actor, a Ray Serve deployment. Each open stream is one call of `generate`."""
 
     def __init__(self, config: EngineConfig) -> None:
+        prepare_environment(os.environ)
         # Imported here: this module is also loaded by the controller and the ingress, which must stay free of torch.
         from serve_paged.engine.async_engine import AsyncEngine
         from serve_paged.engine.build import build_engine
