@@ -1,10 +1,11 @@
 """Fixtures that several parts share."""
 
+# ruff: noqa: E402  (the environment comes first: torch reads it when it is imported)
 import os
 
 from serve_paged.config import prepare_environment
 
-prepare_environment(os.environ)  # first: torch reads it when it is imported
+prepare_environment(os.environ)
 
 from pathlib import Path
 
