@@ -16,21 +16,26 @@ from numba import prange
 
 from numba_kernels import KVLayout, attention_metadata, copy_blocks, set_num_threads
 from numba_kernels.cpu.attention import AttentionPath, attend, runs_here
-from numba_kernels.cpu.jit import f32_ptr, i64_ptr, kernel
+from numba_kernels.cpu.jit import device, f32_ptr, i64_ptr, kernel
 from numba_kernels.layout import pack
 
 Contender = Callable[[int], object]  # called with the layer to use
 BLOCK_SIZE = 16
 
 
+@device
+def _sum(source, num_floats, out):  # type: ignore[no-untyped-def]
+    p, total = f32_ptr(source), np.float32(0.0)
+    for i in range(num_floats):
+        total += p[i]
+    f32_ptr(out)[0] = total
+
+
 @kernel(parallel=True)
 def _read(spans, num_spans, num_floats, out):  # type: ignore[no-untyped-def]
     """Sum `num_floats` float32 at each of the addresses: what any kernel must read, without its arithmetic."""
     for i in prange(num_spans):
-        p, total = f32_ptr(i64_ptr(spans)[i]), np.float32(0.0)
-        for j in range(num_floats):
-            total += p[j]
-        f32_ptr(out)[i] = total
+        _sum(i64_ptr(spans)[i], num_floats, out + i * 4)
 
 
 class Case:
