@@ -10,10 +10,12 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 def prepare_environment(environ: MutableMapping[str, str]) -> None:
     """Settings that torch reads when it is imported; to be called before. What the user has set stays.
 
-    OpenMP's idle threads sleep instead of spinning on the cores that kernels and event loops want: up to 20 times
-    faster where anything else runs (figures in numba_kernels/cpu/threading.py).
+    An idle OpenMP thread spins some 20 µs for the next matrix product, then sleeps. Spinning longer, the default, gains
+    no more on idle cores and is up to 20 times slower where anything else wants them; sleeping at once costs a decode
+    step a third of its speed (README, and numba_kernels/cpu/threading.py).
     """
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environ.setdefault("GOMP_SPINCOUNT", "2000")  # the OpenMP that torch's wheels bring
 
 
 @dataclass(frozen=True, slots=True)
