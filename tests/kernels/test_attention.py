@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels import KVLayout, attention_metadata, paged_attention
+from numba_kernels import AttentionMetadata, KVLayout, attention_metadata, paged_attention
 from numba_kernels.cpu.attention import AttentionPath
 from tests.kernels.attention_batches import Batch, Shape, layout_of, random_batch
 
@@ -27,6 +27,11 @@ def dtypes_of(path: AttentionPath) -> list[torch.dtype]:
 
 def relative_error(x: torch.Tensor, exact: torch.Tensor) -> float:
     return float((x.double() - exact).norm() / exact.norm())
+
+
+def renewed(metadata: AttentionMetadata) -> AttentionMetadata:
+    """The same batch, planned anew."""
+    return attention_metadata(metadata.block_tables, metadata.slot_mapping, metadata.cu_seqlens_q, metadata.seq_lens)
 
 
 def assert_close(batch: Batch, path: AttentionPath) -> None:
@@ -74,19 +79,21 @@ def test_a_strided_query_view_and_a_given_output_are_used_in_place(path: Attenti
 
 
 def test_blocks_before_the_sliding_window_are_never_read(path: AttentionPath) -> None:
-    batch = random_batch(Shape(3, 1, 64, window=40), [300], [2], torch.bfloat16)
+    batch = random_batch(Shape(3, 1, 64, window=20), [310], [2], torch.bfloat16)  # it sees 289 and later: block 18
     wanted = batch.run(path)
-    batch.kv_cache[batch.metadata.block_tables[0, :16].long()] = float("nan")
+    batch.kv_cache[batch.metadata.block_tables[0, :18].long()] = float("nan")
     assert torch.equal(batch.run(path), wanted)
-    batch.metadata.block_tables[0, :16] = 1 << 30
-    assert torch.equal(batch.run(path), wanted)
+    batch.metadata.block_tables[0, :18] = 1 << 30  # reading there would end the process
+    assert torch.equal(Batch(batch.shape, batch.q, batch.kv_cache, renewed(batch.metadata)).run(path), wanted)
 
 
-def test_the_null_block_is_never_read(path: AttentionPath) -> None:
+def test_the_padding_of_a_block_table_and_the_null_block_are_never_read(path: AttentionPath) -> None:
     batch = random_batch(Shape(3, 1, 64), [17, 1], [1, 1], torch.bfloat16)
     wanted = batch.run(path)
     batch.kv_cache[0] = torch.inf
-    assert torch.equal(batch.run(path), wanted)
+    batch.metadata.block_tables[0, 2:] = 1 << 30  # reading there would end the process
+    batch.metadata.block_tables[1, 1:] = 1 << 30
+    assert torch.equal(Batch(batch.shape, batch.q, batch.kv_cache, renewed(batch.metadata)).run(path), wanted)
 
 
 def test_large_scores_neither_overflow_nor_lose_the_greatest(path: AttentionPath) -> None:
