@@ -1,6 +1,5 @@
 """The command line: `python -m serve_paged COMMAND`. Each command imports what it needs when it runs."""
 
-
 from __future__ import annotations
 
 import json
