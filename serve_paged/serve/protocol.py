@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve_paged.core.errors import InvalidRequest
-from serve_paged.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from serve_paged.core.sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
 from serve_paged.serve.errors import invalid_request
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
+MAX_PRIORITY = 10  # either way: clients can jump a queue of 2 * MAX_PRIORITY * ageing_s seconds, and starve nobody
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -42,7 +43,7 @@ class SamplingFields(_Fields):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # lower is served first
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # lower is served first
     cache_salt: str = ""  # requests share prefix-cache blocks only within one salt
 
     @property
@@ -196,13 +197,16 @@ class CompletionRequest(HttpFields):
     suffix: None = None  # likewise
 
     def prompts(self) -> list[str | list[int]]:
-        """One entry per prompt, text or token ids. Raises `InvalidRequest` when there is none."""
+        """One entry per prompt, text or token ids. Raises `InvalidRequest` when there is none or too many."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
             raise InvalidRequest("prompt must not be empty", "prompt")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
+        if len(self.prompt) * min(self.n or 1, MAX_CHOICES) > MAX_CHOICES:  # of one prompt it is n that is too large
+            message = f"A request may ask for at most {MAX_CHOICES} completions: prompts times n"
+            raise InvalidRequest(f"{message}, here {len(self.prompt)} times {self.n or 1}", "prompt")
         return list(self.prompt)
 
     def sampling_params(self) -> SamplingParams:

@@ -84,6 +84,8 @@ def test_fields_that_cannot_change_the_output_are_accepted() -> None:
         ({"n": True}, "n"),
         ({"top_p": 0}, "top_p"),
         ({"seed": 2**63}, "seed"),
+        ({"priority": -11}, "priority"),
+        ({"priority": 11}, "priority"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"stop": [""]}, "stop"),
@@ -140,6 +142,31 @@ def test_other_shapes_of_a_prompt_are_refused_by_name(prompt: Any) -> None:
 def test_an_empty_list_of_prompts_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="empty"):
         completion(prompt=[]).prompts()
+
+
+@pytest.mark.parametrize(("num_prompts", "n"), [(128, 1), (64, 2), (1, 128)])
+def test_a_body_may_ask_for_128_completions(num_prompts: int, n: int) -> None:
+    assert len(completion(prompt=["a"] * num_prompts, n=n).prompts()) == num_prompts
+
+
+@pytest.mark.parametrize(("num_prompts", "n"), [(129, None), (65, 2), (2, 65)])
+def test_more_than_128_completions_in_one_body_are_refused(num_prompts: int, n: int | None) -> None:
+    with pytest.raises(InvalidRequest, match="at most 128") as refused:
+        completion(prompt=["a"] * num_prompts, n=n).prompts()
+    assert refused.value.param == "prompt"
+
+
+def test_too_many_choices_of_one_prompt_are_refused_as_n() -> None:
+    request = completion(prompt=["a"], n=129)
+    assert request.prompts() == ["a"]
+    with pytest.raises(InvalidRequest) as refused:
+        request.sampling_params()
+    assert refused.value.param == "n"
+
+
+@pytest.mark.parametrize("priority", [-10, 10])
+def test_the_most_extreme_priorities_are_accepted(priority: int) -> None:
+    assert completion(priority=priority).priority == priority
 
 
 def test_echo_is_refused_by_name() -> None:
