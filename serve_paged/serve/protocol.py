@@ -6,7 +6,7 @@ Unknown fields are errors: nothing that a client asks for is silently ignored. F
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
@@ -15,7 +15,15 @@ from serve_paged.serve.errors import invalid_request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
 MAX_PRIORITY = 10  # either way: clients can jump a queue of 2 * MAX_PRIORITY * ageing_s seconds, and starve nobody
 
+
+def _check_encodable(text: str) -> str:
+    if not text.isascii():
+        text.encode("utf-8")  # raises on a lone surrogate, which only a Python caller can send
+    return text
+
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, AfterValidator(_check_encodable)]
 
 
 class _Fields(BaseModel):
@@ -37,14 +45,14 @@ class SamplingFields(_Fields):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # lower is served first
-    cache_salt: str = ""  # requests share prefix-cache blocks only within one salt
+    cache_salt: Text = ""  # requests share prefix-cache blocks only within one salt
 
     @property
     def limit_field(self) -> str:
@@ -76,15 +84,15 @@ class TextPart(_Fields):
     """A piece of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
     refusal: None = None  # clients send an answer's message back as they got it
 
     def for_template(self) -> dict[str, str]:
@@ -100,7 +108,7 @@ Messages = Annotated[list[Message], Field(min_length=1)]
 class GenerateRequest(SamplingFields):
     """`generate` of the Python handle: a prompt as text or token ids."""
 
-    prompt: str | list[TokenId]
+    prompt: Text | list[TokenId]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     def sampling_params(self) -> SamplingParams:
@@ -227,11 +235,22 @@ def parse_body(kind: type[_Request], body: bytes) -> _Request:
 
 
 def parse_arguments(kind: type[_Request], arguments: dict[str, Any]) -> _Request:
-    """Read the arguments of a call through the Python handle: tuples may stand for lists.
+    """Read the arguments of a call through the Python handle, as strictly as a body; tuples may stand for lists.
 
     Raises `InvalidRequest` naming the offending argument.
     """
     try:
-        return kind.model_validate(arguments, strict=False)
+        return kind.model_validate(_lists_for_tuples(arguments, _MAX_DEPTH))
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+_MAX_DEPTH = 5  # of lists in arguments: the parts of the content of a message in `messages`
+
+
+def _lists_for_tuples(value: Any, depth: int) -> Any:
+    if depth and isinstance(value, list | tuple):
+        return [_lists_for_tuples(item, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return {key: _lists_for_tuples(item, depth - 1) for key, item in value.items()}
+    return value

@@ -9,6 +9,7 @@ from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.serve.protocol import (
     ChatCompletionRequest,
+    ChatRequest,
     CompletionRequest,
     GenerateRequest,
     parse_arguments,
@@ -190,6 +191,53 @@ def test_the_python_handle_takes_tuples_for_lists() -> None:
     request = parse_arguments(GenerateRequest, {"prompt": (1, 2), "stop": ("x",), "stop_token_ids": (4,)})
     assert request.prompt == [1, 2]
     assert request.sampling_params() == SamplingParams(stop=("x",), stop_token_ids=(4,))
+
+
+def test_the_python_handle_takes_tuples_of_messages_and_of_their_parts() -> None:
+    parts = ({"type": "text", "text": "one"},)
+    request = parse_arguments(ChatRequest, {"messages": ({"role": "user", "content": parts},)})
+    assert request.messages[0].for_template() == {"role": "user", "content": "one"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ({"temperature": True}, "temperature"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.0}, "max_tokens"),
+        ({"prompt": b"ab"}, "prompt"),
+        ({"prompt": [1, True]}, "prompt[1]"),
+        ({"prompt": {1, 2}}, "prompt"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"stop": b"x"}, "stop"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_the_python_handle_converts_no_value(arguments: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_arguments(GenerateRequest, {"prompt": "a", **arguments})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [({"prompt": "\ud800"}, "prompt"), ({"stop": ["a\udfff"]}, "stop[0]"), ({"cache_salt": "\ud800"}, "cache_salt")],
+    ids=["prompt", "stop", "cache_salt"],
+)
+def test_text_that_utf8_cannot_hold_is_refused_by_name(arguments: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match="surrogates not allowed") as refused:
+        parse_arguments(GenerateRequest, {"prompt": "a", **arguments})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": "\ud800"}, {"content": [{"type": "text", "text": "\ud800"}]}], ids=repr
+)
+def test_a_message_that_utf8_cannot_hold_is_refused_by_name(message: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="surrogates not allowed") as refused:
+        parse_arguments(ChatRequest, {"messages": [{"role": "user", **message}]})
+    assert (refused.value.param or "").startswith("messages[0].content")
 
 
 def test_the_python_handle_refuses_an_unknown_argument_by_name() -> None:
