@@ -9,10 +9,19 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve_paged.core.errors import InvalidRequest
-from serve_paged.core.sampling_params import MAX_CHOICES, MAX_LOGPROBS, SamplingParams
+from serve_paged.core.sampling_params import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 from serve_paged.serve.errors import invalid_request
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
+# Lists are refused at the first item too many or wrong: reading on, and noting every error, would stall all requests.
+MAX_PROMPT_TOKENS = 2**20  # far above any context
+MAX_MESSAGES = 2**13  # likewise: a message is several tokens
 MAX_PRIORITY = 10  # either way: clients can jump a queue of 2 * MAX_PRIORITY * ageing_s seconds, and starve nobody
 
 
@@ -22,8 +31,13 @@ def _check_encodable(text: str) -> str:
     return text
 
 
+def _at_most(max_length: int) -> Any:
+    return Field(max_length=max_length, fail_fast=True)
+
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, AfterValidator(_check_encodable)]
+TokenIds = Annotated[list[TokenId], _at_most(MAX_PROMPT_TOKENS)]
 
 
 class _Fields(BaseModel):
@@ -45,8 +59,8 @@ class SamplingFields(_Fields):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: Text | list[Text] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: Text | Annotated[list[Text], _at_most(MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], _at_most(MAX_STOP_TOKEN_IDS)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -91,7 +105,7 @@ class Message(_Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], _at_most(MAX_MESSAGES)]
     name: Text | None = None
     refusal: None = None  # clients send an answer's message back as they got it
 
@@ -102,13 +116,13 @@ class Message(_Fields):
         return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class GenerateRequest(SamplingFields):
     """`generate` of the Python handle: a prompt as text or token ids."""
 
-    prompt: Text | list[TokenId]
+    prompt: Text | TokenIds
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     def sampling_params(self) -> SamplingParams:
@@ -174,7 +188,7 @@ class ChatCompletionRequest(HttpFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], _at_most(1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "ChatCompletionRequest":
@@ -199,7 +213,9 @@ class ChatCompletionRequest(HttpFields):
 class CompletionRequest(HttpFields):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: (
+        str | TokenIds | Annotated[list[str], _at_most(MAX_CHOICES)] | Annotated[list[TokenIds], _at_most(MAX_CHOICES)]
+    )
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: Literal[False] | None = None  # true is refused by name
     suffix: None = None  # likewise

@@ -18,6 +18,7 @@ from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.serve.engine_client import EngineRequest
 from serve_paged.serve.errors import ApiError, UnknownModel, api_error
 from serve_paged.serve.protocol import ChatCompletionRequest, CompletionRequest, HttpFields, parse_body
+from serve_paged.serve.request_body import read_body
 from serve_paged.serve.responses import ChatFormat, CompletionFormat, Envelope
 from serve_paged.serve.results import Choice, Result, Usage
 from serve_paged.serve.service import TextService
@@ -53,7 +54,7 @@ class Routes:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = parse_body(ChatCompletionRequest, await request.body())
+        body = parse_body(ChatCompletionRequest, await read_body(request))
         self._check_model(body.model)
         run = await self._service.chat_request(body.messages, body)
         envelope = self._envelope("chatcmpl")
@@ -62,7 +63,7 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = parse_body(CompletionRequest, await request.body())
+        body = parse_body(CompletionRequest, await read_body(request))
         self._check_model(body.model)
         runs = [await self._service.text_request(prompt, body) for prompt in body.prompts()]
         params = runs[0].params

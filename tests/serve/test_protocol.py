@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import SamplingParams
@@ -155,6 +156,35 @@ def test_more_than_128_completions_in_one_body_are_refused(num_prompts: int, n: 
     with pytest.raises(InvalidRequest, match="at most 128") as refused:
         completion(prompt=["a"] * num_prompts, n=n).prompts()
     assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("prompt", [1] * (2**20 + 1), "prompt"),
+        ("prompt", [["x"]] * 10, "prompt[0][0]"),
+        ("stop", ["x"] * 65, "stop"),
+        ("stop_token_ids", [1] * 257, "stop_token_ids"),
+    ],
+    ids=["prompt", "bad prompts", "stop", "stop_token_ids"],
+)
+def test_a_list_that_is_too_long_or_wrong_is_refused_by_name(field: str, value: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        completion(**{field: value})
+    assert refused.value.param == param
+
+
+def test_a_conversation_that_is_too_long_is_refused_by_name() -> None:
+    assert refused_chat(messages=[{"role": "user", "content": ""}] * 8193).param == "messages"
+
+
+def test_of_many_wrong_items_only_the_first_is_noted() -> None:
+    body = json.dumps({"model": "m", "prompt": [None] * 100_000}).encode()
+    with pytest.raises(InvalidRequest) as refused:
+        parse_body(CompletionRequest, body)
+    cause = refused.value.__cause__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() < 10
 
 
 def test_too_many_choices_of_one_prompt_are_refused_as_n() -> None:
