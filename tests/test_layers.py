@@ -64,7 +64,7 @@ def violations(package: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
+@pytest.mark.parametrize("package", [package for package in MAY_IMPORT if (ROOT / package).is_dir()])
 def test_a_package_imports_only_what_its_layer_may(package: str) -> None:
     assert violations(package) == []
 

@@ -55,6 +55,8 @@ class SamplingParams:
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for token_id, bias in self.logit_bias.items():
             _check_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0, param="logit_bias")
+        if self.seed is not None:
+            _check_range("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:
             _check_range("max_tokens", self.max_tokens, 1, math.inf)
         _check_range("min_tokens", self.min_tokens, 0, math.inf)

@@ -111,6 +111,7 @@ def test_with_chunked_prefill(
 ) -> None:
     engine = real_engine(num_blocks=1200, max_num_batched_tokens=budget, max_num_seqs=16)
     assert run(engine, prompts) == alone
+    assert engine.stats().num_steps >= sum(map(len, prompts)) / budget
 
 
 def test_after_preemption_by_recompute(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
@@ -148,3 +149,5 @@ def test_as_forks(prompts: list[list[int]], alone: Outputs, real_engine: EngineF
     params = SamplingParams(temperature=0.0, max_tokens=NUM_OUTPUT, ignore_eos=True, n=3)
     outputs = run(engine, prompts, params)
     assert outputs == [output for output in alone for _ in range(3)]
+    partial_tails = sum(len(prompt) % 16 != 0 for prompt in prompts)
+    assert engine.scheduler.stats.num_copied_blocks == 2 * partial_tails  # the last writer keeps the original

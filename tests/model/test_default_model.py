@@ -8,8 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serve_paged.config import DEFAULT_MODEL
-from serve_paged.model.default_model import default_model_file
-from serve_paged.model.errors import ModelNotFound
 from serve_paged.model.loader import LoadedModel, load_model
 from serve_paged.model.tokenizer import load_chat_template, load_tokenizer
 from tests.model.paged import run_in_chunks
@@ -23,10 +21,6 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    try:
-        default_model_file()
-    except ModelNotFound as error:
-        pytest.skip(str(error))
     return load_model(DEFAULT_MODEL, torch.float32, max_model_len=256)
 
 
