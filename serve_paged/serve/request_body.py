@@ -5,7 +5,7 @@ from starlette.requests import Request
 from serve_paged.core.errors import InvalidRequest
 
 # Several times what the longest contexts hold as text or token ids. The body is parsed in one piece on the event loop:
-# the worst JSON of this size (lists of tiny lists) stalls all streams for about a second, text for milliseconds.
+# the worst JSON of this size (lists of tiny lists) stalls all streams for two seconds, text for milliseconds.
 MAX_BODY_BYTES = 4 * 2**20
 
 
