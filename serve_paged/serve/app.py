@@ -10,6 +10,7 @@ from serve_paged.serve.ingress import Ingress
 from serve_paged.serve.replica import EngineReplica
 
 APP_NAME = "serve_paged"
+IMPORT_PATH = "serve_paged.serve.app:build"  # what a Serve config names
 
 # Defaults of the two deployments; `deployments:` in serve_config.yaml overrides them.
 _INGRESS_OPTIONS: dict[str, Any] = {

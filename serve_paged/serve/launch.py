@@ -51,13 +51,13 @@ def run(config_path: Path) -> None:
     def say(message: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {message}", file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, _interrupt)
     prepare(os.environ)
     ensure_token(os.environ)
     try:
         with serving(config_path, say) as url:
             seconds = time.monotonic() - began
             print(_READY.format(url=url, model=_first_model(url), seconds=seconds, address=_ray_address()), flush=True)
-            signal.signal(signal.SIGTERM, _interrupt)
             signal.pause()
     except KeyboardInterrupt:
         say("stopped")
@@ -76,6 +76,7 @@ def serving(config_path: Path, say: Say) -> Iterator[str]:
     import ray  # only now: it reads its environment when it is imported
     from ray import serve
 
+    check_config(config)
     try:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         say("deploying")
@@ -104,6 +105,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise LaunchError(f"{path} is not a Serve config: it lists no applications")
     config["http_options"] = {"host": "127.0.0.1", "port": 8000} | (config.get("http_options") or {})
     return config
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raise `LaunchError` for unknown keys, which Ray ignores, and for settings of the engine that are wrong."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve_paged.serve.app import IMPORT_PATH, read_settings
+
+    unknown = sorted(set(config) - set(ServeDeploySchema.model_fields))
+    if unknown:
+        raise LaunchError(f"unknown keys in the Serve config: {', '.join(unknown)}")
+    for application in config["applications"]:
+        if application.get("import_path") == IMPORT_PATH:
+            try:
+                read_settings(application.get("args") or {})
+            except ValueError as error:
+                raise LaunchError(str(error)) from error
 
 
 def check_port(host: str, port: int) -> None:

@@ -2,10 +2,12 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serve_paged.serve.launch import LaunchError, check_port, read_config
+from serve_paged.serve.app import IMPORT_PATH
+from serve_paged.serve.launch import LaunchError, check_config, check_port, read_config
 
 
 def test_a_taken_port_is_an_error_that_names_it_and_its_setting() -> None:
@@ -36,3 +38,16 @@ def test_the_server_listens_on_this_machine_unless_told_otherwise(tmp_path: Path
     file = tmp_path / "config.yaml"
     file.write_text("applications: [{name: a}]\nhttp_options: {port: 9}\n")
     assert read_config(file)["http_options"] == {"host": "127.0.0.1", "port": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"proxy_locatio": "HeadOnly"}, "proxy_locatio"),
+        ({"applications": [{"import_path": IMPORT_PATH, "args": {"dtypo": "auto"}}]}, "dtypo"),
+        ({"applications": [{"import_path": IMPORT_PATH, "args": {"block_size": 17}}]}, "block_size"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_before_anything_starts(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(LaunchError, match=complaint):
+        check_config({"applications": [{"import_path": IMPORT_PATH}]} | changes)
