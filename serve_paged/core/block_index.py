@@ -100,9 +100,8 @@ class BlockIndex:
     def apply(self, replica_id: str, events: BlockEvents) -> bool:
         """Take in a batch, in whatever order batches come; whether the book is exact now."""
         book = self._books[replica_id]
-        if events.seq_no > max(book.applied, 0):
-            book.held_back[events.seq_no] = events
-            self._catch_up(book, events.seq_no)
+        book.held_back[events.seq_no] = events
+        self._catch_up(book, events.seq_no)
         return book.exact
 
     def announce(self, replica_id: str, seq_no: int) -> bool:

@@ -40,12 +40,16 @@ class BlockEventRecorder:
         self._pool = pool
         self._stored: dict[bytes, None] = dict.fromkeys(pool.registered_hashes())  # since that batch; in order
         self._removed: dict[bytes, None] = {}
+        self._promised = False  # whether somebody waits for the next batch, even if its changes cancel out
         pool.observer = self
 
-    @property
-    def covering_seq_no(self) -> int:
-        """The batch that covers everything up to now: the last one, or the next if there is something to tell."""
-        return self.seq_no + bool(self._stored or self._removed)
+    def cover(self) -> int:
+        """The batch that covers all changes up to now: the last one, or the next, which will come for certain.
+
+        A request's first token carries this number, so that a router knows from when on the events tell all of it.
+        """
+        self._promised = self._promised or bool(self._stored or self._removed)
+        return self.seq_no + self._promised
 
     def block_stored(self, block_hash: bytes) -> None:
         """The pool can find this block from now on."""
@@ -62,13 +66,14 @@ class BlockEventRecorder:
             self._removed[block_hash] = None
 
     def flush(self) -> BlockEvents | None:
-        """The next batch, for all listeners; None where nothing has changed."""
-        if not (self._stored or self._removed):
+        """The next batch, for all listeners; None where nothing has changed and nobody was told to wait for it."""
+        if not (self._stored or self._removed or self._promised):
             return None
         self.seq_no += 1
         events = BlockEvents(self.seq_no, tuple(self._stored), tuple(self._removed))
         self._stored.clear()
         self._removed.clear()
+        self._promised = False
         return events
 
     def snapshot(self) -> BlockSnapshot:

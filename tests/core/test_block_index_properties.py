@@ -100,7 +100,7 @@ class IndexMachine(RuleBasedStateMachine):
         replica_id, hashes = self.requests[request_id]
         if replica_id in self.replicas and request_id not in self.covered_by:
             self.replicas[replica_id].compute(hashes)
-            self.covered_by[request_id] = self.replicas[replica_id].recorder.covering_seq_no
+            self.covered_by[request_id] = self.replicas[replica_id].recorder.cover()
             self.index.confirm(request_id, self.covered_by[request_id])
 
     @rule(number=st.integers(0, 20))
@@ -131,7 +131,9 @@ class IndexMachine(RuleBasedStateMachine):
         replica_id = self.pick(number)
         seq_no = self.replicas[replica_id].recorder.seq_no
         self.known[replica_id] = max(self.known[replica_id], seq_no)
-        self.index.announce(replica_id, seq_no)
+        was_exact = self.index.is_exact(replica_id)
+        exact = self.index.announce(replica_id, seq_no)
+        self.times_degraded += was_exact and not exact
 
     @rule(number=st.integers(0, 20), keep=st.booleans())
     @precondition(lambda self: self.mail)

@@ -64,11 +64,23 @@ def test_what_a_pool_held_before_is_part_of_the_first_batch():
 def test_the_covering_batch_is_the_next_one_only_while_there_is_something_to_tell():
     pool = BlockPool(3)
     recorder = BlockEventRecorder(pool)
-    assert recorder.covering_seq_no == 0
+    assert recorder.cover() == 0
     fill(pool, b"a")
-    assert recorder.covering_seq_no == 1
+    assert recorder.cover() == 1
     recorder.flush()
-    assert recorder.covering_seq_no == 1
+    assert recorder.cover() == 1
+    assert recorder.flush() is None
+
+
+def test_a_batch_that_somebody_was_told_to_wait_for_comes_even_if_its_changes_cancel_out():
+    pool = BlockPool(2)
+    recorder = BlockEventRecorder(pool)
+    pool.release(fill(pool, b"a"))
+    assert recorder.cover() == 1
+    pool.allocate(1)
+    assert recorder.cover() == 1
+    assert recorder.flush() == BlockEvents(1, (), ())
+    assert recorder.flush() is None
 
 
 def test_a_pool_has_one_observer():
@@ -79,7 +91,7 @@ def test_a_pool_has_one_observer():
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.sampled_from(["flush", "snapshot", "release", *"abcdef"]), max_size=40))
+@given(st.lists(st.sampled_from(["flush", "snapshot", "release", "cover", *"abcdef"]), max_size=40))
 def test_a_snapshot_and_the_batches_after_it_always_give_the_cache(actions: list[str]):
     pool = BlockPool(4)
     recorder = BlockEventRecorder(pool)
@@ -99,4 +111,6 @@ def test_a_snapshot_and_the_batches_after_it_always_give_the_cache(actions: list
             pool.release(tables.pop(0))
         elif len(action) == 1 and pool.num_free:
             tables.append(fill(pool, action.encode()))
+        elif action == "cover":
+            recorder.cover()
     assert all(held == set(pool.registered_hashes()) for _, held in listeners)

@@ -59,6 +59,19 @@ def test_a_request_once_included_is_not_counted_again_when_it_ends_before_we_hea
     assert view.num_free_blocks == [100]
 
 
+def test_a_request_that_many_reports_include_is_given_up_once():
+    view = make_view()
+    view.reserve(reservation("a"))
+    view.reserve(reservation("b"))
+    view.report(0, report(1, "a", num_blocks=12), now=1.0)
+    view.report(0, report(2, "a", num_blocks=13), now=2.0)
+    assert view.num_free_blocks == [100 - 13 - 10]
+    included = view.reservation("a")
+    assert included is not None
+    assert included.included_in == 1
+    view.check()
+
+
 def test_a_late_report_is_ignored():
     view = make_view()
     view.reserve(reservation("a"))

@@ -73,6 +73,17 @@ def test_a_prompt_that_is_held_in_full_still_computes_its_last_token():
     assert entry.prefill_s == pytest.approx(0.001)
 
 
+def test_what_the_request_will_take_is_reserved_and_held_blocks_are_not():
+    table = make_table(1)
+    request = make_request("a", PROMPT, num_output_tokens=100, num_choices=2)
+    give_blocks(table, "r0", request, 4)
+    select_and_reserve(table, request, now=0.0)
+    reserved = table.loads.reservation("a")
+    assert reserved is not None
+    assert reserved.num_blocks == (10 - 4 + 7) + 7, "260 tokens are 17 blocks; the other choice shares the prompt"
+    assert (reserved.num_seqs, reserved.num_tokens) == (2, 160 - 64)
+
+
 def test_a_replica_with_too_few_blocks_is_left_out():
     table = make_table(2)
     request = make_request("a", PROMPT)  # 10 blocks and 8 of output

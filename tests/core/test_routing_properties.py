@@ -70,21 +70,25 @@ class RoutingMachine(RuleBasedStateMachine):
         self.owner[name] = decision.chosen
         self.cost[name] = (reserved.num_blocks, reserved.num_seqs, reserved.num_tokens)
 
-    @rule(number=st.integers(0, 5), load=st.integers(0, 10), share=st.integers(0, 2))
+    @rule(number=st.integers(0, 5), load=st.integers(0, 10), share=st.integers(0, 2), arrives=st.booleans())
     @precondition(lambda self: self.num_batches)
-    def a_replica_reports(self, number: int, load: int, share: int) -> None:
-        """The report may not include requests still on their way, and need not arrive (see `deliver`)."""
+    def a_replica_reports(self, number: int, load: int, share: int, arrives: bool) -> None:
+        """The report may not include requests still on their way, and may be lost or come later."""
         replica_id = self.pick(number)
         own = sorted(name for name, owner in self.owner.items() if owner == replica_id)
         seq_no = 1 + max((report.seq_no for sender, report in self.reports_sent if sender == replica_id), default=0)
         report = LoadReport(seq_no, load, load % 4, 3 * load, 0.01, frozenset(own[: len(own) * share // 2]))
         self.reports_sent.append((replica_id, report))
+        if arrives:
+            self.take_in(replica_id, report)
 
     @rule(number=st.integers(0, 20))
     @precondition(lambda self: self.reports_sent)
     def a_report_arrives(self, number: int) -> None:
         """Any of those sent: late, again, or after a newer one."""
-        replica_id, report = self.reports_sent[number % len(self.reports_sent)]
+        self.take_in(*self.reports_sent[number % len(self.reports_sent)])
+
+    def take_in(self, replica_id: str, report: LoadReport) -> None:
         last = self.last_report.get(replica_id)
         newer = last is None or report.seq_no > last.seq_no
         assert self.table.report(replica_id, report, self.now) == newer
