@@ -42,7 +42,7 @@ class _Expectation:
     """Blocks that a replica will hold once a request is computed."""
 
     book: _Book
-    hashes: Sequence[bytes]
+    hashes: tuple[bytes, ...]
     until: int | None = None  # the batch that tells how it went; None: not computed yet
 
 
@@ -144,16 +144,20 @@ class BlockIndex:
         return groups
 
     def expect(self, expectation_id: str, replica_id: str, hashes: Sequence[bytes]) -> None:
-        """A request with this chain goes to the replica: all of it counts as held from now on."""
+        """A request with this chain goes to the replica: all of it counts as held from now on.
+
+        Of reported blocks, too, it is remembered: one that is evicted before the request gets there is computed anew.
+        An id is never used twice.
+        """
         assert expectation_id not in self._expectations, f"{expectation_id} is expected already"
         book = self._books[replica_id]
         holders, num_expecting, bit = self._holders, book.num_expecting, book.bit
-        for block_hash in hashes:  # reported ones, too: one evicted before the request gets there is
-            num_expecting[block_hash] = num_expecting.get(block_hash, 0) + 1  # computed anew
+        for block_hash in hashes:
+            num_expecting[block_hash] = num_expecting.get(block_hash, 0) + 1
             if block_hash not in book.stored:
                 mask = holders.get(block_hash)
                 holders[block_hash] = bit if mask is None else mask | bit
-        self._expectations[expectation_id] = _Expectation(book, hashes)
+        self._expectations[expectation_id] = _Expectation(book, tuple(hashes))
         book.expectations.add(expectation_id)
 
     def confirm(self, expectation_id: str, seq_no: int) -> None:

@@ -30,7 +30,7 @@ _MASK = (1 << 64) - 1
 class RoutingRequest:
     """A request as the router sees it."""
 
-    reservation_id: str  # one per attempt
+    reservation_id: str  # one per attempt, never used again
     block_hashes: Sequence[bytes]  # of the full blocks of prompt and output so far
     num_tokens: int  # prompt and output so far
     num_output_tokens: int  # still expected of each choice

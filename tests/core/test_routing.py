@@ -7,7 +7,7 @@ import pytest
 from serve_paged.core.routing import select_and_reserve, slots_in
 from serve_paged.core.routing_decision import Candidate, Decision, Outcome, Verdict
 from serve_paged.core.routing_table import RoutingConfig
-from tests.core.routing_fleet import give_blocks, give_load, make_request, make_table
+from tests.core.routing_fleet import CAPACITY, give_blocks, give_load, make_request, make_table
 
 PROMPT = range(160)  # 10 blocks, 0.16 s
 
@@ -188,7 +188,7 @@ def test_a_session_does_not_outweigh_cost():
 def test_routers_that_do_not_know_of_each_other_send_a_new_prompt_to_the_same_replica():
     table, other = make_table(5), make_table(0)
     for number in (3, 1, 0, 4, 2):  # it has met them in another order
-        other.add_replica(f"r{number}", table.loads._loads[0].capacity, now=0.0)
+        other.add_replica(f"r{number}", CAPACITY, now=0.0)
     choices = []
     for start in range(0, 200, 10):
         request = make_request(f"{start}", range(start, start + 160))
