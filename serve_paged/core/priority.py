@@ -4,7 +4,8 @@ The effective priority of a sequence is `priority - waited / ageing_s`, lower fi
 As everyone ages at the same rate, time cancels out when two are compared: the order of two sequences is that of
 `arrival_time + priority * ageing_s`, and never changes. So a place in line is given once, lines stay sorted without
 any work per step, and a sequence can be overtaken only by those that arrive within
-`(its priority - theirs) * ageing_s` after it: nobody starves.
+`(its priority - theirs) * ageing_s` after it. Whoever takes priorities from strangers must bound them: then nobody
+starves.
 """
 
 from operator import attrgetter

@@ -9,6 +9,10 @@ from serve_paged.core.errors import InvalidRequest
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
+# A request's own lists cost time in every step of all requests: bounded well above what clients use.
+MAX_STOP_CHARS = 4096
+MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIASES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,7 @@ class SamplingParams:
         if self.top_p == 0.0:
             raise InvalidRequest("top_p must be above 0", "top_p")
         _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
-        if self.repetition_penalty == 0.0:
-            raise InvalidRequest("repetition_penalty must be above 0", "repetition_penalty")
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)  # logits stay finite in float32
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for token_id, bias in self.logit_bias.items():
@@ -60,6 +62,12 @@ class SamplingParams:
             raise InvalidRequest("min_tokens must not exceed max_tokens", "min_tokens")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(f"stop takes at most {MAX_STOP_STRINGS} strings", "stop")
+        if sum(map(len, self.stop)) > MAX_STOP_CHARS:
+            raise InvalidRequest(f"stop takes at most {MAX_STOP_CHARS} characters in all", "stop")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequest(f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids", "stop_token_ids")
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise InvalidRequest(f"logit_bias takes at most {MAX_LOGIT_BIASES} tokens", "logit_bias")
         if any(not text for text in self.stop):
             raise InvalidRequest("stop strings must not be empty", "stop")
         for name in ("logprobs", "prompt_logprobs"):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from serve_paged.core.errors import EngineDead, InvalidRequest
@@ -84,8 +85,9 @@ class AsyncEngine:
             while stream.num_open:
                 yield await stream.take()
         finally:
-            if stream.num_open and self._death is None:
-                self._submit(_Abort(stream))
+            if stream.num_open:
+                with suppress(EngineDead):  # a dead engine has ended it already
+                    self._submit(_Abort(stream))
 
     def stats(self) -> EngineStats:
         """The engine's state after its latest step."""
@@ -127,12 +129,14 @@ class AsyncEngine:
                 self._wake.wait()
             if self._closing:
                 return False
-            commands, self._commands = self._commands, deque()
-        for command in commands:
+            num_commands = len(self._commands)
+        for _ in range(num_commands):
+            command = self._commands[0]
             if isinstance(command, _Add):
                 self._add(command.stream)
             else:
                 self._abort(command.stream)
+            self._commands.popleft()  # only now: what raises is still there to be told (see `_die`)
         return True
 
     def _add(self, stream: _Stream) -> None:
@@ -162,6 +166,7 @@ class AsyncEngine:
         with self._wake:
             self._death = death
             waiting = [command.stream for command in self._commands if isinstance(command, _Add)]
+            self._commands.clear()
         self._send(
             {stream: EngineDead(f"the engine has stopped: {death!r}") for stream in (*self._streams.values(), *waiting)}
         )

@@ -10,10 +10,14 @@ import numba_kernels
 from numba_kernels import AttentionMetadata
 from serve_paged.core.schedule_output import ScheduledSequence, SchedulerOutput
 
+# oneDNN adds up the products of a single row in another order than those of several. With two rows at least, one of
+# them padding if need be, a token's numbers do not depend on how many others share its step.
+MIN_ROWS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's tokens, all sequences one after another."""
+    """One step's tokens, all sequences one after another; then padding, which writes nothing and nobody reads."""
 
     input_ids: Tensor  # int64 [num_tokens]
     positions: Tensor  # int64 [num_tokens]
@@ -29,9 +33,11 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
     positions: list[np.ndarray] = []
     slots: list[np.ndarray] = []
     rows = _LogitsRows([], {}, {})
-    cu_seqlens = np.zeros(len(output.scheduled) + 1, dtype=np.int32)
-    seq_lens = np.zeros(len(output.scheduled), dtype=np.int32)
-    tables = np.zeros((len(output.scheduled), _max_blocks(output)), dtype=np.int32)
+    num_seqs = len(output.scheduled)
+    num_padding = max(MIN_ROWS - output.num_tokens, 0)  # sequences of one token, in the null block
+    cu_seqlens = np.zeros(num_seqs + num_padding + 1, dtype=np.int32)
+    seq_lens = np.ones(num_seqs + num_padding, dtype=np.int32)
+    tables = np.zeros((num_seqs + num_padding, _max_blocks(output)), dtype=np.int32)
     for i, scheduled in enumerate(output.scheduled):
         seq = scheduled.seq
         start = seq.num_computed_tokens
@@ -44,6 +50,11 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         slots.append(tables[i, position // block_size].astype(np.int64) * block_size + position % block_size)
         cu_seqlens[i + 1] = len(ids)
         seq_lens[i] = stop
+    if num_padding:
+        ids.extend([0] * num_padding)
+        positions.append(np.zeros(num_padding, dtype=np.int64))
+        slots.append(np.full(num_padding, -1, dtype=np.int64))
+        cu_seqlens[num_seqs + 1 :] = range(output.num_tokens + 1, len(ids) + 1)
     metadata = numba_kernels.attention_metadata(
         torch.from_numpy(tables),
         torch.from_numpy(np.concatenate(slots)),
@@ -54,7 +65,7 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         input_ids=torch.tensor(ids, dtype=torch.int64),
         positions=torch.from_numpy(np.concatenate(positions)),
         metadata=metadata,
-        logits_rows=torch.tensor(rows.token_rows, dtype=torch.int64),
+        logits_rows=torch.tensor(rows.padded(), dtype=torch.int64),
         sample_rows=rows.sample_rows,
         prompt_rows=rows.prompt_rows,
     )
@@ -79,6 +90,10 @@ class _LogitsRows:
         if scheduled.needs_token:
             self.sample_rows[index] = len(self.token_rows)
             self.token_rows.append(first_row + scheduled.num_new_tokens - 1)
+
+    def padded(self) -> list[int]:
+        """The rows; where there is one, twice."""
+        return self.token_rows * MIN_ROWS if len(self.token_rows) == 1 else self.token_rows
 
 
 def _max_blocks(output: SchedulerOutput) -> int:

@@ -5,16 +5,22 @@ from serve_paged.core.sequence import Sequence
 from serve_paged.engine.detokenizer import Detokenizer
 from serve_paged.engine.sampler import SampledToken
 from serve_paged.engine.stop import StopChecker
+from serve_paged.engine.stop_strings import StopStrings
 from serve_paged.engine.text import TextModel
 
 
 class Choice:
     """Turns sampled tokens into deltas, one by one."""
 
-    def __init__(self, text_model: TextModel, seq: Sequence) -> None:
+    def __init__(self, text_model: TextModel, seq: Sequence, stops: StopStrings | None) -> None:
         self._seq = seq
         self._detokenizer = Detokenizer(
-            text_model.tokenizer, seq.params, seq.prompt_token_ids, seq.output_token_ids, text_model.eos_token_ids
+            text_model.tokenizer,
+            seq.params,
+            seq.prompt_token_ids,
+            seq.output_token_ids,
+            text_model.eos_token_ids,
+            stops,
         )
         self._stop_checker = StopChecker(seq.params, text_model.eos_token_ids)
         self._prompt_logprobs: list[TokenLogprobs | None] = []

@@ -17,6 +17,7 @@ class Detokenizer:
     tokens, as in vLLM. The text is cut before it, or after it with include_stop_str_in_output. The token that ends a
     choice, end-of-sequence or of stop_token_ids, has no text unless include_stop_str_in_output.
 
+    `stops` is the search for params.stop, if the caller has built it already: the choices of a request share one.
     To resume, pass the output so far: its text is not returned again, `num_safe_chars` says how long it was.
     """
 
@@ -27,11 +28,12 @@ class Detokenizer:
         prompt_token_ids: Sequence[int],
         output_token_ids: Sequence[int] = (),
         eos_token_ids: Sequence[int] = (),
+        stops: StopStrings | None = None,
     ) -> None:
         self.stopped_by: str | None = None  # the stop string that was found
         self.num_safe_chars = 0  # characters returned, or that would have been for `output_token_ids`
         self._stream = TextStream(tokenizer, prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
-        self._stops = StopStrings(params.stop) if params.stop else None
+        self._stops = stops or (StopStrings(params.stop) if params.stop else None)
         self._state = 0  # of the search for stop strings
         self._held = ""  # decoded, but may begin a stop string
         self._include_stop = params.include_stop_str_in_output

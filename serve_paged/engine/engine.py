@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from serve_paged.core.block_hash import root_hash
-from serve_paged.core.errors import InvalidRequest, RequestTooLong
+from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.outputs import ChoiceDelta, EngineStats, TokenLogprobs
 from serve_paged.core.preemption import PreemptionCosts
+from serve_paged.core.request_limits import check_request, check_vocabulary
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.schedule_output import SchedulerOutput, TokenSlot
 from serve_paged.core.scheduler import Scheduler
@@ -17,7 +18,8 @@ from serve_paged.engine.choice import Choice
 from serve_paged.engine.kv_cache import KVCache
 from serve_paged.engine.logprobs import prompt_logprobs
 from serve_paged.engine.model_runner import ModelRunner, StepLogits
-from serve_paged.engine.sampler import Sampler, check_token_ids
+from serve_paged.engine.sampler import Sampler
+from serve_paged.engine.stop_strings import StopStrings
 from serve_paged.engine.text import TextModel
 
 MIN_PREFILL_TOKENS = 64  # a smaller step is bound by reading the weights and says little about what a token costs
@@ -80,11 +82,15 @@ class Engine:
         self._check(request)
         sequences = self._sequences(request)
         for seq in sequences:
-            self.scheduler.add(seq)  # refuses the first or none: they are equally long
-        everyone = [member for seq in sequences for member in (seq, *seq.siblings)]
-        for member in everyone:
-            self._choices[member] = Choice(self.text_model, member)
-        self._request_ids[request.request_id] = len(everyone)
+            self.scheduler.guard.check_possible(seq)  # all of them first: a request is accepted whole or not at all
+        stops = StopStrings(request.params.stop) if request.params.stop else None
+        choices = {
+            member: Choice(self.text_model, member, stops) for seq in sequences for member in (seq, *seq.siblings)
+        }
+        for seq in sequences:
+            self.scheduler.add(seq)
+        self._choices |= choices
+        self._request_ids[request.request_id] = len(choices)
         self._counters.num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> None:
@@ -127,6 +133,8 @@ class Engine:
             num_steps=counts.num_steps,
             num_preemptions_recompute=scheduled.num_preemptions_recompute,
             num_preemptions_swap=scheduled.num_preemptions_swap,
+            num_swapped_out_blocks=scheduled.num_swapped_out_blocks,
+            num_swapped_in_blocks=scheduled.num_swapped_in_blocks,
             num_prompt_tokens=counts.num_prompt_tokens,
             num_output_tokens=counts.num_output_tokens,
             num_cached_tokens=scheduled.num_cached_tokens,
@@ -134,27 +142,18 @@ class Engine:
         )
 
     def _check(self, request: Request) -> None:
-        params, num_prompt = request.params, len(request.prompt_token_ids)
+        params, model = request.params, self.text_model
         if request.request_id in self._request_ids:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", "request_id")
-        if num_prompt == 0:
-            raise InvalidRequest("the prompt must hold at least one token", "prompt")
-        vocab_size = self.text_model.vocab_size
-        bad = next((token for token in request.prompt_token_ids if not 0 <= token < vocab_size), None)
-        if bad is not None:
-            raise InvalidRequest(f"token id {bad} is not in the vocabulary of {vocab_size} tokens", "prompt")
-        check_token_ids(params, vocab_size)
-        limit = self.max_model_len
-        if num_prompt >= limit:
-            raise RequestTooLong(
-                f"the prompt has {num_prompt} tokens; the context holds {limit}, output included", "prompt"
-            )
-        if params.max_tokens is not None and num_prompt + params.max_tokens > limit:
-            raise RequestTooLong(
-                f"{num_prompt} prompt tokens and max_tokens={params.max_tokens} exceed the context of {limit} tokens",
-                "max_tokens",
-            )
+        check_request(
+            request.prompt_token_ids,
+            params,
+            max_model_len=self.max_model_len,
+            vocab_size=model.vocab_size,
+            eos_token_ids=model.eos_token_ids,
+        )
         for choice, tokens in request.output_token_ids.items():
+            check_vocabulary(tokens, model.vocab_size, "output_token_ids")
             if not 0 <= choice < params.n:
                 raise InvalidRequest(f"cannot resume choice {choice} of n={params.n}", "output_token_ids")
             if params.max_tokens is not None and len(tokens) >= params.max_tokens:

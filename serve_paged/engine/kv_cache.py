@@ -58,7 +58,7 @@ class KVCache:
         self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype)
 
     def move_blocks(self, output: SchedulerOutput) -> SwapTime:
-        """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/scheduler.py)."""
+        """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py)."""
         start = time.perf_counter()
         if output.swap_out:
             numba_kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))

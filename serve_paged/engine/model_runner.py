@@ -53,7 +53,7 @@ class ModelRunner:
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int) -> None:
         """Load or compile every kernel by running padded batches that write nothing."""
-        for num_seqs, tokens_per_seq in ((1, 1), (32, 1), (1, max_num_tokens)):
+        for num_seqs, tokens_per_seq in ((2, 1), (32, 1), (1, max_num_tokens)):
             num_tokens = num_seqs * tokens_per_seq
             metadata = numba_kernels.attention_metadata(
                 torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),

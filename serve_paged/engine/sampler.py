@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.outputs import TokenLogprobs
-from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.logprobs import NonFiniteLogits, token_logprobs
 from serve_paged.engine.sampling_batch import SamplingBatch
@@ -93,11 +91,3 @@ def _draw_rows(logits: torch.Tensor, best: torch.Tensor, batch: SamplingBatch) -
 def _fault(best: torch.Tensor, seqs: list[Sequence]) -> NonFiniteLogits:
     bad = sorted({seqs[row].request_id for row in (~torch.isfinite(best)).nonzero()[:, 0].tolist()})
     return NonFiniteLogits(f"logits are NaN or infinite, or no token is left, for request {', '.join(bad)}")
-
-
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raise `InvalidRequest` naming the field that holds a token id outside the vocabulary."""
-    for field, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-        for token_id in ids:
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequest(f"{field}: {token_id} is not in the vocabulary of {vocab_size} tokens", field)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from serve_paged.model.config import ModelConfig, read_config
 from serve_paged.model.decoder import Decoder
+from serve_paged.model.errors import UnsupportedModel
 from serve_paged.model.identity import fingerprint
 from serve_paged.model.layers import DecoderLayer, FeedForward, new_attention
 from serve_paged.model.linear import Linear
@@ -15,6 +16,7 @@ from serve_paged.model.rope import rope_tables
 from serve_paged.model.source import model_folder
 from serve_paged.model.weights import WeightReader
 
+HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256  # what numba_kernels.paged_attention takes
 PROGRESS_AFTER_S = 2.0  # shorter loads show no bar
 
 
@@ -36,9 +38,19 @@ def load_model(model: str, dtype: torch.dtype, *, max_model_len: int | None = No
     """
     folder = model_folder(model)
     config = read_config(folder)
+    _check_head_dim(config.head_dim)
     with torch.inference_mode(), WeightReader(folder, config, dtype) as weights:
         decoder = _build_decoder(config, weights, max_model_len or config.max_position_embeddings)
     return LoadedModel(decoder, config, folder, fingerprint(folder))
+
+
+def _check_head_dim(head_dim: int) -> None:
+    """Raise `UnsupportedModel` for heads that attention's kernels do not take: before the weights are read."""
+    if head_dim % HEAD_DIM_STEP or head_dim > MAX_HEAD_DIM:
+        raise UnsupportedModel(
+            f"heads of {head_dim} dimensions are not supported: they must be a multiple of {HEAD_DIM_STEP}, at most "
+            f"{MAX_HEAD_DIM}"
+        )
 
 
 def _build_decoder(config: ModelConfig, weights: WeightReader, num_positions: int) -> Decoder:

@@ -90,7 +90,16 @@ async def chunked(
         if held:
             yield held
     finally:
-        if upcoming is not None:
-            upcoming.cancel()
-            await asyncio.wait({upcoming})
-        await steps.aclose()
+        if upcoming is None:
+            await steps.aclose()
+        else:  # goes on by itself when this is cancelled a second time, while it waits
+            await asyncio.shield(_close(steps, upcoming))
+
+
+async def _close(
+    steps: AsyncGenerator[list[ChoiceDelta], None], upcoming: asyncio.Future[list[ChoiceDelta] | None]
+) -> None:
+    """Close a stream that a task of ours may still be reading: it must have let go of it first."""
+    upcoming.cancel()
+    await asyncio.wait({upcoming})
+    await steps.aclose()

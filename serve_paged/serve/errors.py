@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve_paged.core.errors import EngineDead, InvalidRequest, RequestTooLong
+from serve_paged.serve.request_body import BodyTooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ def api_error(error: BaseException) -> ApiError:
     match cause:
         case UnknownModel():
             return ApiError(404, cause.message, param=cause.param, code="model_not_found")
+        case BodyTooLarge():
+            return ApiError(413, cause.message, code="body_too_large")
         case RequestTooLong():
             return ApiError(400, cause.message, param=cause.param, code="context_length_exceeded")
         case InvalidRequest():
@@ -63,7 +66,8 @@ def _overloaded(error: BackPressureError) -> ApiError:
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first thing that is wrong with a request, with the path of its field (`messages[0].content`)."""
-    first = max(error.errors(include_url=False), key=lambda found: len(found["loc"]))  # of a union: its closest member
+    errors = error.errors(include_url=False, include_input=False)  # the input may be megabytes
+    first = max(errors, key=lambda found: (found["type"] == "too_long", len(found["loc"])))  # of a union: its closest
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, InvalidRequest):  # by our own validators, which name the field themselves
         return raised

@@ -13,6 +13,7 @@ from serve_paged.serve.protocol import ChatRequest, GenerateRequest, parse_argum
 from serve_paged.serve.results import Result, collect
 from serve_paged.serve.routes import Routes
 from serve_paged.serve.service import TextService
+from serve_paged.serve.streams import merge
 
 Deltas = AsyncGenerator[ChoiceDelta, None]
 
@@ -47,7 +48,8 @@ class Ingress:
         chunks = self._service.stream(request)
         if stream:
             return _one_by_one(chunks)
-        return await collect(request.request_id, request.params.n, chunks)
+        (result,) = await collect([request.request_id], request.params.n, merge([chunks]))
+        return result
 
 
 async def _one_by_one(chunks: AsyncGenerator[list[ChoiceDelta], None]) -> Deltas:

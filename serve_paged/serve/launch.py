@@ -20,6 +20,7 @@ from serve_paged.serve.environment import ensure_token, prepare
 
 READY_TIMEOUT_S = 1800.0  # a first start fetches and converts a model
 _POLL_S = 0.2
+_REPEAT_S = 10.0  # a long step says so again: a new model is converted, kernels are compiled once
 _ALL_INTERFACES = "0.0.0.0"
 
 _READY = """
@@ -132,7 +133,7 @@ def _wait_until_running(config: dict[str, Any], say: Say) -> None:
 
     deadline = time.monotonic() + READY_TIMEOUT_S
     names = [application.get("name", "default") for application in config["applications"]]
-    told = ""
+    told, told_at = "", 0.0
     while True:
         applications = serve.status().applications
         waiting = [name for name in names if name not in applications or applications[name].status != "RUNNING"]
@@ -143,8 +144,10 @@ def _wait_until_running(config: dict[str, Any], say: Say) -> None:
                 raise LaunchError(_why(applications[name]))
         if time.monotonic() > deadline:
             raise LaunchError(f"not ready after {READY_TIMEOUT_S:.0f} s: {', '.join(waiting)}")
-        if (state := _progress(applications)) != told:
-            say(told := state)
+        state = _progress(applications)
+        if state != told or time.monotonic() > told_at + _REPEAT_S:
+            say(state if state != told else f"still {state}")
+            told, told_at = state, time.monotonic()
         time.sleep(_POLL_S)
 
 

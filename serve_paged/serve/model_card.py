@@ -14,6 +14,7 @@ class ModelCard:
     created: int  # seconds since 1970, when the replica loaded it
     max_model_len: int  # tokens of prompt + output
     vocab_size: int
+    eos_token_ids: tuple[int, ...]
     tokenizer_json: bytes  # zlib-compressed: it crosses the network once per ingress
     chat_template: str | None  # Jinja
     special_tokens: dict[str, str]  # bos_token, eos_token, ...: what the chat template may name

@@ -6,15 +6,38 @@ Unknown fields are errors: nothing that a client asks for is silently ignored. F
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve_paged.core.errors import InvalidRequest
-from serve_paged.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from serve_paged.core.sampling_params import (
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+)
 from serve_paged.serve.errors import invalid_request
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for /v1/completions
+# Lists are refused at the first item too many or wrong: reading on, and noting every error, would stall all requests.
+MAX_PROMPT_TOKENS = 2**20  # far above any context
+MAX_MESSAGES = 2**13  # likewise: a message is several tokens
+MAX_PRIORITY = 10  # either way: clients can jump a queue of 2 * MAX_PRIORITY * ageing_s seconds, and starve nobody
+
+
+def _check_encodable(text: str) -> str:
+    if not text.isascii():
+        text.encode("utf-8")  # raises on a lone surrogate, which only a Python caller can send
+    return text
+
+
+def _at_most(max_length: int) -> Any:
+    return Field(max_length=max_length, fail_fast=True)
+
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, AfterValidator(_check_encodable)]
+TokenIds = Annotated[list[TokenId], _at_most(MAX_PROMPT_TOKENS)]
 
 
 class _Fields(BaseModel):
@@ -36,14 +59,14 @@ class SamplingFields(_Fields):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: Text | Annotated[list[Text], _at_most(MAX_STOP_STRINGS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], _at_most(MAX_STOP_TOKEN_IDS)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    priority: int = Field(default=0, ge=-(2**31), lt=2**31)  # lower is served first
-    cache_salt: str = ""  # requests share prefix-cache blocks only within one salt
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)  # lower is served first
+    cache_salt: Text = ""  # requests share prefix-cache blocks only within one salt
 
     @property
     def limit_field(self) -> str:
@@ -75,15 +98,15 @@ class TextPart(_Fields):
     """A piece of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | Annotated[list[TextPart], _at_most(MAX_MESSAGES)]
+    name: Text | None = None
     refusal: None = None  # clients send an answer's message back as they got it
 
     def for_template(self) -> dict[str, str]:
@@ -93,13 +116,13 @@ class Message(_Fields):
         return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class GenerateRequest(SamplingFields):
     """`generate` of the Python handle: a prompt as text or token ids."""
 
-    prompt: str | list[TokenId]
+    prompt: Text | TokenIds
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
     def sampling_params(self) -> SamplingParams:
@@ -165,7 +188,7 @@ class ChatCompletionRequest(HttpFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], _at_most(1)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "ChatCompletionRequest":
@@ -190,19 +213,24 @@ class ChatCompletionRequest(HttpFields):
 class CompletionRequest(HttpFields):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: (
+        str | TokenIds | Annotated[list[str], _at_most(MAX_CHOICES)] | Annotated[list[TokenIds], _at_most(MAX_CHOICES)]
+    )
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: Literal[False] | None = None  # true is refused by name
     suffix: None = None  # likewise
 
     def prompts(self) -> list[str | list[int]]:
-        """One entry per prompt, text or token ids. Raises `InvalidRequest` when there is none."""
+        """One entry per prompt, text or token ids. Raises `InvalidRequest` when there is none or too many."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not self.prompt:
             raise InvalidRequest("prompt must not be empty", "prompt")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
+        if len(self.prompt) * min(self.n or 1, MAX_CHOICES) > MAX_CHOICES:  # of one prompt it is n that is too large
+            message = f"A request may ask for at most {MAX_CHOICES} completions: prompts times n"
+            raise InvalidRequest(f"{message}, here {len(self.prompt)} times {self.n or 1}", "prompt")
         return list(self.prompt)
 
     def sampling_params(self) -> SamplingParams:
@@ -223,11 +251,22 @@ def parse_body(kind: type[_Request], body: bytes) -> _Request:
 
 
 def parse_arguments(kind: type[_Request], arguments: dict[str, Any]) -> _Request:
-    """Read the arguments of a call through the Python handle: tuples may stand for lists.
+    """Read the arguments of a call through the Python handle, as strictly as a body; tuples may stand for lists.
 
     Raises `InvalidRequest` naming the offending argument.
     """
     try:
-        return kind.model_validate(arguments, strict=False)
+        return kind.model_validate(_lists_for_tuples(arguments, _MAX_DEPTH))
     except ValidationError as error:
         raise invalid_request(error) from error
+
+
+_MAX_DEPTH = 5  # of lists in arguments: the parts of the content of a message in `messages`
+
+
+def _lists_for_tuples(value: Any, depth: int) -> Any:
+    if depth and isinstance(value, list | tuple):
+        return [_lists_for_tuples(item, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return {key: _lists_for_tuples(item, depth - 1) for key, item in value.items()}
+    return value

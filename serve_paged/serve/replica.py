@@ -80,6 +80,7 @@ def _describe(text_model: "TextModel", max_model_len: int) -> ModelCard:
         created=int(time.time()),
         max_model_len=max_model_len,
         vocab_size=text_model.vocab_size,
+        eos_token_ids=tuple(text_model.eos_token_ids),
         tokenizer_json=zlib.compress(text_model.tokenizer.to_str().encode("utf-8")),
         chat_template=None if template is None else template.source,
         special_tokens={} if template is None else template.special_tokens,

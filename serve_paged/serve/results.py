@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from serve_paged.core.outputs import ChoiceDelta, TokenLogprobs
 from serve_paged.core.sequence import FinishReason
 
+Chunks = AsyncGenerator[tuple[int, list[ChoiceDelta]], None]  # (number of the prompt, its news)
+
 
 @dataclass(slots=True)
 class Choice:
@@ -54,14 +56,14 @@ class Result:
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
 
 
-async def collect(request_id: str, num_choices: int, chunks: AsyncGenerator[list[ChoiceDelta], None]) -> Result:
-    """Read a stream to its end."""
-    result = Result(request_id, [Choice(index) for index in range(num_choices)])
+async def collect(request_ids: list[str], num_choices: int, chunks: Chunks) -> list[Result]:
+    """Read the merged streams of some prompts to their end: one result per prompt, each of `num_choices` choices."""
+    results = [Result(request_id, [Choice(index) for index in range(num_choices)]) for request_id in request_ids]
     async with aclosing(chunks):
-        async for chunk in chunks:
-            for delta in chunk:
-                result.add(delta)
-    return result
+        async for prompt_index, deltas in chunks:
+            for delta in deltas:
+                results[prompt_index].add(delta)
+    return results
 
 
 @dataclass(slots=True)

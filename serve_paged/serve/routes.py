@@ -18,8 +18,9 @@ from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.serve.engine_client import EngineRequest
 from serve_paged.serve.errors import ApiError, UnknownModel, api_error
 from serve_paged.serve.protocol import ChatCompletionRequest, CompletionRequest, HttpFields, parse_body
+from serve_paged.serve.request_body import read_body
 from serve_paged.serve.responses import ChatFormat, CompletionFormat, Envelope
-from serve_paged.serve.results import Choice, Result, Usage
+from serve_paged.serve.results import Chunks, Usage, collect
 from serve_paged.serve.service import TextService
 from serve_paged.serve.sse import DONE, EventStream, event
 from serve_paged.serve.streams import merge
@@ -27,7 +28,6 @@ from serve_paged.serve.streams import merge
 logger = logging.getLogger("ray.serve")  # so that it lands in the replica's own log file
 
 Format = ChatFormat | CompletionFormat
-Chunks = AsyncGenerator[tuple[int, list[ChoiceDelta]], None]  # (number of the prompt, its news)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _HEALTH_TIMEOUT_S = 5.0
@@ -53,7 +53,7 @@ class Routes:
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = parse_body(ChatCompletionRequest, await request.body())
+        body = parse_body(ChatCompletionRequest, await read_body(request))
         self._check_model(body.model)
         run = await self._service.chat_request(body.messages, body)
         envelope = self._envelope("chatcmpl")
@@ -62,7 +62,7 @@ class Routes:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = parse_body(CompletionRequest, await request.body())
+        body = parse_body(CompletionRequest, await read_body(request))
         self._check_model(body.model)
         runs = [await self._service.text_request(prompt, body) for prompt in body.prompts()]
         params = runs[0].params
@@ -93,7 +93,7 @@ class Routes:
         chunks = merge([self._service.stream(run) for run in runs])
         num_choices = runs[0].params.n
         if not body.stream:
-            return JSONResponse(shape.answer(await _read_all(chunks, runs, num_choices)))
+            return JSONResponse(shape.answer(await collect([run.request_id for run in runs], num_choices, chunks)))
         first = await anext(chunks)  # errors before the first token get a status of their own
         events = _Events(shape, num_choices, include_usage=body.include_usage)
         return EventStream(_stream(first, chunks, events), chunks)
@@ -114,15 +114,6 @@ class Routes:
             "owned_by": "serve-paged",
             "max_model_len": card.max_model_len,
         }
-
-
-async def _read_all(chunks: Chunks, runs: list[EngineRequest], num_choices: int) -> list[Result]:
-    results = [Result(run.request_id, [Choice(index) for index in range(num_choices)]) for run in runs]
-    async with aclosing(chunks):
-        async for prompt_index, deltas in chunks:
-            for delta in deltas:
-                results[prompt_index].add(delta)
-    return results
 
 
 class _Events:

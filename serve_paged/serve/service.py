@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 
 from serve_paged.core.outputs import ChoiceDelta
+from serve_paged.core.request_limits import check_request
 from serve_paged.serve.engine_client import EngineClient, EngineRequest, with_seed
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.protocol import Message, SamplingFields
@@ -32,7 +33,15 @@ class TextService:
 
     def _request(self, prompt_token_ids: list[int], fields: SamplingFields, param: str) -> EngineRequest:
         params = fields.sampling_params()
-        self.tokenizer.check(prompt_token_ids, params, param, fields.limit_field)
+        check_request(
+            prompt_token_ids,
+            params,
+            max_model_len=self.card.max_model_len,
+            vocab_size=self.card.vocab_size,
+            eos_token_ids=self.card.eos_token_ids,
+            prompt_field=param,
+            limit_field=fields.limit_field,
+        )
         return EngineRequest(
             uuid.uuid4().hex,
             prompt_token_ids,

@@ -129,6 +129,42 @@ def test_a_step_that_raises_ends_every_open_request(tiny_engine: EngineFactory) 
     run(main())
 
 
+class RefusingEngine(Engine):
+    """Fails, as it never should, on a certain request."""
+
+    def add(self, request: Request) -> None:
+        if request.request_id == "poison":
+            raise MemoryError("no room for this one")
+        super().add(request)
+
+
+def test_a_fault_while_adding_is_told_to_everybody_who_waits(tiny_engine: EngineFactory) -> None:
+    refusing = tiny_engine()
+    refusing.__class__ = RefusingEngine
+    engine = AsyncEngine(refusing)
+
+    async def main() -> None:
+        names = ["before", "poison", "after", "later"]
+        results = await asyncio.gather(
+            *(collect(engine, Request(name, [1], ENDLESS)) for name in names), return_exceptions=True
+        )
+        assert all(isinstance(result, EngineDead) for result in results)
+
+    run(main())
+
+
+def test_closing_a_stream_of_a_dead_engine_is_quiet(tiny_engine: EngineFactory) -> None:
+    engine = AsyncEngine(tiny_engine())
+
+    async def main() -> None:
+        stream = engine.generate(Request("r", [1], ENDLESS))
+        await anext(stream)
+        await asyncio.to_thread(engine.close)
+        await stream.aclose()
+
+    run(main())
+
+
 def test_closing_the_engine_ends_open_streams(tiny_engine: EngineFactory) -> None:
     engine = AsyncEngine(tiny_engine())
 

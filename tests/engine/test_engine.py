@@ -149,6 +149,8 @@ def test_prompt_logprobs_do_not_depend_on_chunks_or_cache(tiny_engine: EngineFac
         (Request("r", PROMPT, greedy(logit_bias={5000: 1.0})), "logit_bias"),
         (Request("r", PROMPT, greedy(stop_token_ids=(5000,))), "stop_token_ids"),
         (Request("r", PROMPT, greedy(), output_token_ids={2: [1]}), "output_token_ids"),
+        (Request("r", PROMPT, greedy(), output_token_ids={0: [5000]}), "output_token_ids"),
+        (Request("r", PROMPT, greedy(max_tokens=None, n=2), output_token_ids={0: [1], 1: [5] * 59}), "prompt"),
     ],
 )
 def test_what_can_never_be_served_is_refused_by_name(tiny_engine: EngineFactory, request_: Request, param: str) -> None:

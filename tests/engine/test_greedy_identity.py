@@ -5,12 +5,14 @@ every t, its own greedy output is `output`.
 """
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from serve_paged.config import DEFAULT_MODEL
+from serve_paged.core.outputs import EngineStats
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.engine.engine import Engine, Request
 from serve_paged.engine.offline import generate
@@ -20,6 +22,7 @@ from tests.engine.real_text import real_prompts
 
 NUM_OUTPUT = 16
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_OUTPUT, ignore_eos=True)
+ONE_TOKEN = SamplingParams(temperature=0.0, max_tokens=1)
 
 Outputs = list[list[int]]
 
@@ -60,10 +63,18 @@ def alone(prompts: list[list[int]], real_engine: EngineFactory) -> Outputs:
     return [run(engine, [prompt])[0] for prompt in prompts]
 
 
-def pool_for(prompts: list[list[int]]) -> int:
-    """Blocks for the longest prompt and a little more: the others must make room again and again."""
-    longest = max(len(prompt) for prompt in prompts)
-    return 2 + (longest + NUM_OUTPUT) // 16 + 4
+def preempted_halfway(prompt: list[int], build: EngineFactory, **settings: Any) -> tuple[list[int], EngineStats]:
+    """The output of a request that loses all its blocks halfway to an urgent rival, which needs every one of them."""
+    num_blocks = -(-(len(prompt) + NUM_OUTPUT) // 16)
+    engine = build(num_blocks=num_blocks + 1, watermark=0.0, max_num_seqs=4, **settings)
+    engine.add(Request("victim", prompt, GREEDY))
+    output: list[int] = []
+    while engine.has_unfinished():
+        output += [token for delta in engine.step() if delta.request_id == "victim" for token in delta.token_ids]
+        if len(output) == NUM_OUTPUT // 2 and engine.stats().num_preemptions == 0:
+            engine.add(Request("rival", [7] * (16 * num_blocks - 1), ONE_TOKEN, priority=-1000))
+            engine.step()
+    return output, engine.stats()
 
 
 def test_alone(prompts: list[list[int]], alone: Outputs) -> None:
@@ -103,17 +114,33 @@ def test_with_chunked_prefill(
 
 
 def test_after_preemption_by_recompute(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
-    engine = real_engine(
-        num_blocks=pool_for(prompts), num_host_blocks=0, preemption="recompute", prefix_caching=False, watermark=0.0
-    )
-    assert run(engine, prompts) == alone
-    assert engine.stats().num_preemptions_recompute > 0
+    for prompt, expected in zip(prompts, alone, strict=True):
+        output, stats = preempted_halfway(
+            prompt, real_engine, num_host_blocks=0, preemption="recompute", prefix_caching=False
+        )
+        assert (stats.num_preemptions_recompute, stats.num_preemptions_swap) == (1, 0)
+        assert output == expected
 
 
 def test_after_preemption_by_swap(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:
-    engine = real_engine(num_blocks=pool_for(prompts), num_host_blocks=200, preemption="swap", watermark=0.0)
+    for prompt, expected in zip(prompts, alone, strict=True):
+        output, stats = preempted_halfway(prompt, real_engine, num_host_blocks=200, preemption="swap")
+        num_full_blocks = (len(prompt) + NUM_OUTPUT // 2 - 1) // 16
+        assert (stats.num_preemptions_recompute, stats.num_preemptions_swap) == (
+            num_full_blocks == 0,
+            num_full_blocks > 0,
+        )
+        assert stats.num_swapped_in_blocks == num_full_blocks
+        assert output == expected
+
+
+def test_in_a_crowd_that_preempts_each_other(
+    prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory
+) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    engine = real_engine(num_blocks=6 + (longest + NUM_OUTPUT) // 16, num_host_blocks=200, watermark=0.0)
     assert run(engine, prompts) == alone
-    assert engine.stats().num_preemptions_swap > 0
+    assert engine.stats().num_preemptions > 0
 
 
 def test_as_forks(prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory) -> None:

@@ -7,12 +7,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.logprobs import NonFiniteLogits
 from serve_paged.engine.philox import seed_words, uniforms
-from serve_paged.engine.sampler import Sampler, check_token_ids
+from serve_paged.engine.sampler import Sampler
 from tests.engine.sampling_reference import adjusted_logits, distribution, invert
 
 EOS = (1, 3)
@@ -226,21 +225,3 @@ def test_log_probabilities_are_the_model_s_own_whatever_the_processors() -> None
     assert (found.token_id, found.rank) == (2, 3)
     assert found.logprob == pytest.approx(exact[2], abs=1e-6)
     assert [token_id for token_id, _ in found.top] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("params", "field"),
-    [
-        (SamplingParams(logit_bias={10: 1.0}), "logit_bias"),
-        (SamplingParams(logit_bias={-1: 1.0}), "logit_bias"),
-        (SamplingParams(stop_token_ids=(3, 10)), "stop_token_ids"),
-    ],
-)
-def test_a_token_outside_the_vocabulary_names_its_field(params: SamplingParams, field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        check_token_ids(params, 10)
-    assert caught.value.param == field
-
-
-def test_tokens_inside_the_vocabulary_are_accepted() -> None:
-    check_token_ids(SamplingParams(logit_bias={0: 1.0, 9: -1.0}, stop_token_ids=(9,)), 10)

@@ -20,6 +20,7 @@ def tiny_card(max_model_len: int = 128) -> ModelCard:
         created=1,
         max_model_len=max_model_len,
         vocab_size=tokenizer.get_vocab_size(),
+        eos_token_ids=(tokenizer.token_to_id(EOS_TOKEN),),
         tokenizer_json=zlib.compress(tokenizer.to_str().encode()),
         chat_template=CHAT_TEMPLATE,
         special_tokens={"eos_token": EOS_TOKEN},

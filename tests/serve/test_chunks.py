@@ -110,6 +110,43 @@ def test_closing_a_chunked_stream_closes_the_engine_stream_even_while_it_waits()
     assert closed == [True]
 
 
+@pytest.mark.parametrize("between", range(4))
+@pytest.mark.parametrize("before", range(4))
+def test_a_second_cancellation_still_closes_the_engine_stream(before: int, between: int) -> None:
+    closed: list[bool] = []
+    stalled = asyncio.Event()
+
+    async def steps() -> AsyncGenerator[list[ChoiceDelta], None]:
+        try:
+            for char in "ab":
+                yield [delta(char)]
+            await stalled.wait()
+            yield [delta("c")]
+        finally:
+            closed.append(True)
+
+    async def turns(num: int) -> None:
+        for _ in range(num):
+            await asyncio.sleep(0)
+
+    async def run() -> list[bool]:
+        chunks = chunked(steps(), ChunkPolicy(max_wait_s=3600.0), lambda: 8, lambda: 0.0)
+        await anext(chunks)
+        waiting = asyncio.ensure_future(anext(chunks))
+        await turns(10)  # let it take "b" and begin to wait for company
+        stalled.set()  # "c" comes just when the client leaves
+        await turns(before)
+        waiting.cancel()
+        await turns(between)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await chunks.aclose()  # as the replica does; here the token may have won the race
+        await turns(10)
+        return list(closed)
+
+    assert asyncio.run(run()) == [True]
+
+
 def test_an_error_of_the_engine_reaches_the_reader() -> None:
     async def steps() -> AsyncGenerator[list[ChoiceDelta], None]:
         yield [delta("a")]

@@ -76,4 +76,6 @@ def test_a_disconnect_aborts_within_moments(server: Server, model: str, engine_h
         next(response.iter_lines())
     after = idle_stats(engine_handle)
     assert_all_free(after)
-    assert after.num_steps - steps_before < 200  # of 1500
+    # 2 of 1500 were measured, the first token's included; the rest is room for a loaded machine, on which the news of
+    # the disconnect crosses three processes late. That the engine acts within one step is proven in tests/engine.
+    assert after.num_steps - steps_before < 40

@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.serve.protocol import (
     ChatCompletionRequest,
+    ChatRequest,
     CompletionRequest,
     GenerateRequest,
     parse_arguments,
@@ -84,6 +86,8 @@ def test_fields_that_cannot_change_the_output_are_accepted() -> None:
         ({"n": True}, "n"),
         ({"top_p": 0}, "top_p"),
         ({"seed": 2**63}, "seed"),
+        ({"priority": -11}, "priority"),
+        ({"priority": 11}, "priority"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"stop": [""]}, "stop"),
@@ -142,6 +146,60 @@ def test_an_empty_list_of_prompts_is_refused() -> None:
         completion(prompt=[]).prompts()
 
 
+@pytest.mark.parametrize(("num_prompts", "n"), [(128, 1), (64, 2), (1, 128)])
+def test_a_body_may_ask_for_128_completions(num_prompts: int, n: int) -> None:
+    assert len(completion(prompt=["a"] * num_prompts, n=n).prompts()) == num_prompts
+
+
+@pytest.mark.parametrize(("num_prompts", "n"), [(129, None), (65, 2), (2, 65)])
+def test_more_than_128_completions_in_one_body_are_refused(num_prompts: int, n: int | None) -> None:
+    with pytest.raises(InvalidRequest, match="at most 128") as refused:
+        completion(prompt=["a"] * num_prompts, n=n).prompts()
+    assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("prompt", [1] * (2**20 + 1), "prompt"),
+        ("prompt", [["x"]] * 10, "prompt[0][0]"),
+        ("stop", ["x"] * 65, "stop"),
+        ("stop_token_ids", [1] * 257, "stop_token_ids"),
+    ],
+    ids=["prompt", "bad prompts", "stop", "stop_token_ids"],
+)
+def test_a_list_that_is_too_long_or_wrong_is_refused_by_name(field: str, value: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        completion(**{field: value})
+    assert refused.value.param == param
+
+
+def test_a_conversation_that_is_too_long_is_refused_by_name() -> None:
+    assert refused_chat(messages=[{"role": "user", "content": ""}] * 8193).param == "messages"
+
+
+def test_of_many_wrong_items_only_the_first_is_noted() -> None:
+    body = json.dumps({"model": "m", "prompt": [None] * 100_000}).encode()
+    with pytest.raises(InvalidRequest) as refused:
+        parse_body(CompletionRequest, body)
+    cause = refused.value.__cause__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() < 10
+
+
+def test_too_many_choices_of_one_prompt_are_refused_as_n() -> None:
+    request = completion(prompt=["a"], n=129)
+    assert request.prompts() == ["a"]
+    with pytest.raises(InvalidRequest) as refused:
+        request.sampling_params()
+    assert refused.value.param == "n"
+
+
+@pytest.mark.parametrize("priority", [-10, 10])
+def test_the_most_extreme_priorities_are_accepted(priority: int) -> None:
+    assert completion(priority=priority).priority == priority
+
+
 def test_echo_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest) as refused:
         completion(echo=True)
@@ -163,6 +221,53 @@ def test_the_python_handle_takes_tuples_for_lists() -> None:
     request = parse_arguments(GenerateRequest, {"prompt": (1, 2), "stop": ("x",), "stop_token_ids": (4,)})
     assert request.prompt == [1, 2]
     assert request.sampling_params() == SamplingParams(stop=("x",), stop_token_ids=(4,))
+
+
+def test_the_python_handle_takes_tuples_of_messages_and_of_their_parts() -> None:
+    parts = ({"type": "text", "text": "one"},)
+    request = parse_arguments(ChatRequest, {"messages": ({"role": "user", "content": parts},)})
+    assert request.messages[0].for_template() == {"role": "user", "content": "one"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ({"temperature": True}, "temperature"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.0}, "max_tokens"),
+        ({"prompt": b"ab"}, "prompt"),
+        ({"prompt": [1, True]}, "prompt[1]"),
+        ({"prompt": {1, 2}}, "prompt"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"stop": b"x"}, "stop"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_the_python_handle_converts_no_value(arguments: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_arguments(GenerateRequest, {"prompt": "a", **arguments})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [({"prompt": "\ud800"}, "prompt"), ({"stop": ["a\udfff"]}, "stop[0]"), ({"cache_salt": "\ud800"}, "cache_salt")],
+    ids=["prompt", "stop", "cache_salt"],
+)
+def test_text_that_utf8_cannot_hold_is_refused_by_name(arguments: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match="surrogates not allowed") as refused:
+        parse_arguments(GenerateRequest, {"prompt": "a", **arguments})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": "\ud800"}, {"content": [{"type": "text", "text": "\ud800"}]}], ids=repr
+)
+def test_a_message_that_utf8_cannot_hold_is_refused_by_name(message: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match="surrogates not allowed") as refused:
+        parse_arguments(ChatRequest, {"messages": [{"role": "user", **message}]})
+    assert (refused.value.param or "").startswith("messages[0].content")
 
 
 def test_the_python_handle_refuses_an_unknown_argument_by_name() -> None:

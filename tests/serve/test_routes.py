@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from serve_paged.core.errors import EngineDead, InvalidRequest
 from serve_paged.core.outputs import TokenLogprobs
 from serve_paged.core.sequence import FinishReason
+from serve_paged.serve.request_body import MAX_BODY_BYTES
 from serve_paged.serve.routes import Routes
 from serve_paged.serve.service import TextService
 from tests.serve.fakes import ScriptedClient, delta, tiny_card
@@ -197,6 +198,33 @@ def test_unknown_routes_answer_in_the_same_shape(method: str, path: str, status:
 def test_bad_json_is_a_bad_request() -> None:
     response = send(ScriptedClient([]), "POST", "/v1/completions", b'{"model": ')
     assert (response.status_code, error_of(response)["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_body_above_the_limit_is_refused_before_it_is_read_to_its_end(path: str, declared: bool) -> None:
+    app = Routes(TextService(ScriptedClient([]), tiny_card())).app()  # type: ignore[arg-type]
+    headers = [(b"content-length", str(MAX_BODY_BYTES + 1).encode())] if declared else []
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    num_read, sent = 0, []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal num_read
+        num_read += 1
+        return {"type": "http.request", "body": b" " * (MAX_BODY_BYTES // 2), "more_body": True}  # without end
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_large"
+    assert num_read == (0 if declared else 3)
+
+
+def test_a_body_at_the_limit_is_read() -> None:
+    body = json.dumps({"model": "tiny", "prompt": "hi"}).encode().ljust(MAX_BODY_BYTES)
+    assert send(ScriptedClient(HELLO), "POST", "/v1/completions", body).status_code == 200
 
 
 def test_what_exceeds_the_context_says_so_by_code() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from serve_paged.core.errors import InvalidRequest, RequestTooLong
-from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.serve.token_bytes import TokenBytes
 from serve_paged.serve.tokenization import PromptTokenizer
 from tests.serve.fakes import tiny_card
+from tests.tiny_models import byte_level_tokenizer
 
+LONGEST_TOKEN = max(byte_level_tokenizer().get_vocab(), key=len)
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Grüße, 世界! 🙂"}]
 
 
@@ -29,17 +31,11 @@ def test_a_conversation_gets_the_tokens_that_transformers_gives_it(tiny_model_fo
 
 def test_a_long_text_gets_the_same_tokens_as_its_parts() -> None:
     long = "abcd" * 5000
-    assert asyncio.run(tokenizer().encode(long)) == asyncio.run(tokenizer().encode("abcd")) * 5000
+    assert asyncio.run(tokenizer(max_model_len=20_001).encode(long)) == asyncio.run(tokenizer().encode("abcd")) * 5000
 
 
 def test_token_ids_pass_unchanged() -> None:
     assert asyncio.run(tokenizer().encode([5, 6, 7])) == [5, 6, 7]
-
-
-def test_a_token_id_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="outside the vocabulary") as refused:
-        asyncio.run(tokenizer().encode([5, 259]))
-    assert refused.value.param == "prompt"
 
 
 def test_a_model_without_a_template_refuses_conversations() -> None:
@@ -61,30 +57,36 @@ def test_a_template_cannot_reach_python() -> None:
         asyncio.run(PromptTokenizer(replace(tiny_card(), chat_template=evil)).encode_chat(MESSAGES))
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="at least one token"):
-        tokenizer().check([], SamplingParams(), "prompt", "max_tokens")
-
-
-@pytest.mark.parametrize(
-    ("num_prompt", "max_tokens", "param"), [(10, None, "messages"), (11, 1, "messages"), (9, 2, "limit")]
-)
-def test_what_exceeds_the_context_is_refused(num_prompt: int, max_tokens: int | None, param: str) -> None:
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_a_text_too_long_for_any_tokens_is_refused_unread(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = tokenizer(max_model_len=4)
+    monkeypatch.setattr(service, "_tokenizer", None)  # using it would be an AttributeError
+    text = "a" * (4 * len(LONGEST_TOKEN) + 1)
+    encoding = service.encode(text) if field == "prompt" else service.encode_chat([{"role": "user", "content": text}])
     with pytest.raises(RequestTooLong) as refused:
-        tokenizer(max_model_len=10).check([1] * num_prompt, SamplingParams(max_tokens=max_tokens), "messages", "limit")
-    assert refused.value.param == param
+        asyncio.run(encoding)
+    assert refused.value.param == field
 
 
-def test_what_fills_the_context_exactly_is_accepted() -> None:
-    tokenizer(max_model_len=10).check([1] * 9, SamplingParams(max_tokens=1), "messages", "max_tokens")
+def test_a_text_of_the_longest_tokens_may_fill_the_context() -> None:
+    assert len(asyncio.run(tokenizer(max_model_len=4).encode(LONGEST_TOKEN * 4))) == 4
 
 
-@pytest.mark.parametrize(
-    "params", [SamplingParams(logit_bias={259: 1.0}), SamplingParams(stop_token_ids=(259,))], ids=["bias", "stop"]
-)
-def test_parameters_naming_a_token_outside_the_vocabulary_are_refused(params: SamplingParams) -> None:
-    with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-        tokenizer().check([1], params, "prompt", "max_tokens")
+def test_the_event_loop_turns_while_a_long_text_is_tokenised() -> None:
+    service = tokenizer(max_model_len=10**7)
+
+    async def run() -> tuple[float, float]:
+        encoding = asyncio.ensure_future(service.encode("word " * 100_000))
+        began = last = time.perf_counter()
+        longest_s = 0.0
+        while not encoding.done():
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest_s, last = max(longest_s, now - last), now
+        return longest_s, last - began
+
+    longest_s, total_s = asyncio.run(run())
+    assert longest_s < total_s / 2
 
 
 def test_the_tokens_of_a_text_are_its_bytes() -> None:
