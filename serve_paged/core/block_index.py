@@ -151,10 +151,10 @@ class BlockIndex:
         """
         assert expectation_id not in self._expectations, f"{expectation_id} is expected already"
         book = self._books[replica_id]
-        holders, num_expecting, bit = self._holders, book.num_expecting, book.bit
+        holders, num_expecting, stored, bit = self._holders, book.num_expecting, book.stored, book.bit
         for block_hash in hashes:
             num_expecting[block_hash] = num_expecting.get(block_hash, 0) + 1
-            if block_hash not in book.stored:
+            if block_hash not in stored:
                 mask = holders.get(block_hash)
                 holders[block_hash] = bit if mask is None else mask | bit
         self._expectations[expectation_id] = _Expectation(book, tuple(hashes))

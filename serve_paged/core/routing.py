@@ -127,7 +127,8 @@ def _break_tie(table: RoutingTable, request: RoutingRequest, tied: list[int]) ->
         name = request.block_hashes[0] if request.block_hashes else request.reservation_id.encode()
     key = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
     salts = table.salts
-    return max(tied, key=lambda slot: ((salts[slot] ^ key) * _MIX) & _MASK)
+    weights = [((salts[slot] ^ key) * _MIX) & _MASK for slot in tied]
+    return tied[weights.index(max(weights))]
 
 
 def _explain(

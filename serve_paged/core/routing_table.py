@@ -25,7 +25,7 @@ class RoutingConfig:
     barrier_s: float = 0.15
     tie_s: float = 1e-3
     report_grace_s: float = 2.0
-    max_explained: int = 16
+    max_explained: int = 8
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.max_explained < 2:
