@@ -13,6 +13,7 @@ freed. A sequence's blocks are freed tail first, so that a chain loses its tail 
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from serve_paged.core.host_tier import HostTier
 
@@ -24,6 +25,16 @@ def num_blocks_for(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 
 
+class BlockObserver(Protocol):
+    """Hears of every block that becomes findable by its hash, or ceases to be (see core/kv_events.py)."""
+
+    def block_stored(self, block_hash: bytes) -> None:
+        """The block has been registered."""
+
+    def block_removed(self, block_hash: bytes) -> None:
+        """The block has been evicted."""
+
+
 class BlockPool:
     """Reference counts, free queue and prefix cache over `num_blocks` device blocks (the null block among them)."""
 
@@ -32,6 +43,7 @@ class BlockPool:
             raise ValueError(f"num_blocks must be at least 2 (block 0 is the null block), got {num_blocks}")
         self.num_blocks = num_blocks
         self.host = HostTier(num_host_blocks)
+        self.observer: BlockObserver | None = None
         self._num_refs = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -71,6 +83,8 @@ class BlockPool:
             if block_hash is not None:
                 del self._block_of[block_hash]
                 self._hash_of[block] = None
+                if self.observer is not None:
+                    self.observer.block_removed(block_hash)
         return blocks
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -97,7 +111,13 @@ class BlockPool:
             return False
         self._block_of[block_hash] = block
         self._hash_of[block] = block_hash
+        if self.observer is not None:
+            self.observer.block_stored(block_hash)
         return True
+
+    def registered_hashes(self) -> list[bytes]:
+        """The hash of every device block that can be found."""
+        return list(self._block_of)
 
     def match_prefix(self, hashes: Sequence[bytes]) -> list[int]:
         """The leading blocks of a chain that are cached: device block ids, 0 for one that only the host tier has."""

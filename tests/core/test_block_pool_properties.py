@@ -67,6 +67,13 @@ class PoolMachine(RuleBasedStateMachine):
             self.device[table[-1]] = self.device[source]
 
     @rule()
+    def forget_what_nobody_holds(self) -> None:
+        """Somebody takes all free blocks for a moment: from now on only the host tier has what they held."""
+        blocks = self.pool.allocate(self.pool.num_free)
+        self.device.update(dict.fromkeys(blocks))
+        self.pool.release(blocks)
+
+    @rule()
     def end_step(self) -> None:
         self.pool.end_step()
 
