@@ -54,7 +54,7 @@ class DecodeVariant:
     @property
     def min_blocks_per_sm(self) -> int:
         """How many blocks an SM shall hold at least: what caps the registers, and what is in flight from memory."""
-        return _MIN_BLOCKS_PER_SM[self.head_dim]
+        return 4 if self.wide_group and self.head_dim == 64 else _MIN_BLOCKS_PER_SM[self.head_dim]
 
     @property
     def k_ahead(self) -> bool:

@@ -26,7 +26,6 @@ ARCHITECTURES = pytest.mark.parametrize("architecture", [(8, 0), (9, 0), (10, 0)
 DECODE_VARIANTS = [
     *(DecodeVariant(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS),
     *(DecodeVariant(head_dim, wide_group=True) for head_dim in HEAD_DIMS),
-    DecodeVariant(128, block_size=32),
     DecodeVariant(128, block_size=48),
 ]
 
@@ -77,7 +76,9 @@ def test_copy_blocks(architecture: tuple[int, int], tmp_path: Path) -> None:
 @ARCHITECTURES
 def test_asynchronous_copies_are_16_bytes_wide(architecture: tuple[int, int], tmp_path: Path) -> None:
     kernel = staged_copy_kernel()
-    assert violations(build(kernel, architecture, tmp_path), kernel, {("LDGSTS", "128"): 2}) == []
+    made = build(kernel, architecture, tmp_path)
+    assert violations(made, kernel, {}) == []
+    assert made.count("LDGSTS", "128") == made.count("LDGSTS") > 0
 
 
 def test_a_kernel_that_spills_is_caught(tmp_path: Path) -> None:
