@@ -27,6 +27,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m serve_paged generate "What is the capital of France?" --max-tokens 16
 	@touch $@
 
+# The CUDA compiler for `numba_kernels/cuda`, no GPU needed: about 650 MB installed.
+$(VENV)/.installed-cuda: $(VENV)/.installed
+	@echo "[+] installing the CUDA compiler for the compile gate"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev,cuda-gate]'
+	@touch $@
+
 install: $(VENV)/.installed
 
 serve: install
@@ -40,7 +46,7 @@ lint: install
 test: lint
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: install
+test-slow: $(VENV)/.installed-cuda
 	@$(BIN)/python -m pytest -m slow
 
 clean:

@@ -1,0 +1,36 @@
+"""Kernels as the compiler sees them: needs numba-cuda, but no GPU and no driver."""
+
+import functools
+
+from numba import cuda, types
+
+from numba_kernels.cuda import ptx
+from numba_kernels.cuda.target import Kernel, Target
+
+
+@functools.cache
+def compiled_target() -> Target:
+    """The names of a kernel that is to be compiled."""
+    return Target(
+        cuda=cuda,
+        ptx=ptx,
+        # Inlined as source: a device function of its own is compiled for the current GPU, and none need be there.
+        device=cuda.jit(device=True, inline="always"),
+        int32=types.int32,
+        int64=types.int64,
+        uint32=types.uint32,
+        float32=types.float32,
+    )
+
+
+def compile_to_ptx(kernel: Kernel, compute_capability: tuple[int, int]) -> str:
+    """The kernel's PTX for a GPU of this compute capability, such as (9, 0)."""
+    signature = types.void(*(getattr(types, name) for name in kernel.argument_types))
+    text, _ = cuda.compile_ptx(
+        kernel.make(compiled_target()),
+        signature,
+        cc=compute_capability,
+        fastmath=True,
+        launch_bounds=(kernel.num_threads, kernel.min_blocks_per_sm),
+    )
+    return str(text)

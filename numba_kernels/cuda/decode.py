@@ -1,0 +1,290 @@
+"""Decode attention over the paged cache on tensor cores: one query per sequence, split along its keys.
+
+A block of 4 warps takes one split of one sequence, one kv head and up to 8 of its query heads; a warp takes every
+fourth tile of 16 tokens, and keeps keys and values in registers only (`decode_tile.py`). Splits begin at fixed
+positions, so that a sequence's result does not depend on the others of the batch (`decode_plan.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numba_kernels.cuda.decode_merge import HEADS, WARPS, make_merge_warps, make_share
+from numba_kernels.cuda.decode_tile import (
+    MASKED,
+    MAX_0,
+    MAX_1,
+    SUM_0,
+    SUM_1,
+    make_accumulate,
+    make_blank_v,
+    make_load_k,
+    make_load_v,
+    make_scores,
+    make_softmax_step,
+)
+from numba_kernels.cuda.target import Kernel, Target
+
+NUM_THREADS = 32 * WARPS
+TOKENS_PER_TILE = 16
+MAX_GROUP_SIZE = 16
+HEAD_DIMS = (64, 96, 128, 256)
+ELEMENTS = ("bf16", "f16")
+_MIN_BLOCKS_PER_SM = {64: 5, 96: 4, 128: 3, 256: 2}
+
+# q, k_cache, v_cache, block_tables, seq_lens, work, partial_out, partial_lse, out; strides; window, groups, scale
+DECODE_ARGUMENTS = ("int64",) * 9 + ("int64",) * 6 + ("int32", "int32", "float32")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeVariant:
+    """What is constant in a compiled decode kernel."""
+
+    head_dim: int
+    element: str = "bf16"  # of q, cache and output
+    block_size: int = 16  # tokens per block of the cache
+    wide_group: bool = False  # more than 8 query heads per kv head: two blocks share them
+
+    def __post_init__(self) -> None:
+        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS:
+            raise ValueError(f"no decode kernel for head_dim {self.head_dim}, {self.element}")
+        if self.block_size <= 0 or self.block_size % TOKENS_PER_TILE:
+            raise ValueError(f"block_size {self.block_size} is not a multiple of {TOKENS_PER_TILE}")
+
+    @property
+    def min_blocks_per_sm(self) -> int:
+        """How many blocks an SM shall hold at least: what caps the registers, and what is in flight from memory."""
+        return 4 if self.wide_group and self.head_dim == 64 else _MIN_BLOCKS_PER_SM[self.head_dim]
+
+    @property
+    def k_ahead(self) -> bool:
+        """Whether the next tile's K is loaded before this one's softmax. At head_dim 256 registers do not suffice."""
+        return self.head_dim <= 128
+
+
+def make_block_table(variant: DecodeVariant, target: Target) -> tuple[Any, Any]:
+    """block_of(table, tile) -> block id; tile_offset(block, tile, block_stride, token_stride) -> bytes to its token 0.
+
+    Two functions, because the id is loaded long before the address is needed.
+    """
+    ptx, int32, int64, uint32 = target.ptx, target.int32, target.int64, target.uint32
+    tiles_per_block = variant.block_size // TOKENS_PER_TILE
+
+    @target.device
+    def block_of(table, tile):  # type: ignore[no-untyped-def]
+        return ptx.ldg_i32(table + int64(uint32(tile) // uint32(tiles_per_block)) * 4)
+
+    @target.device
+    def tile_offset(block, tile, block_stride, token_stride):  # type: ignore[no-untyped-def]
+        in_block = int32(uint32(tile) % uint32(tiles_per_block))
+        return int64(block) * block_stride + int64(in_block * TOKENS_PER_TILE) * token_stride
+
+    return block_of, tile_offset
+
+
+def make_load_q(variant: DecodeVariant, target: Target) -> Any:
+    """load_q(q, address): the lane's words of its head's query, in the order in which K is loaded."""
+    ptx, chunks = target.ptx, variant.head_dim // 32
+
+    @target.device
+    def load_q(q, address):  # type: ignore[no-untyped-def]
+        for c in range(chunks):
+            w0, w1, w2, w3 = ptx.ldg128(address + c * 64)
+            q[c * 4] = w0
+            q[c * 4 + 1] = w1
+            q[c * 4 + 2] = w2
+            q[c * 4 + 3] = w3
+
+    return load_q
+
+
+def make_attend_tile(variant: DecodeVariant, target: Target) -> Any:
+    """attend_tile(k, v, q, acc, state, addresses of K, V and V's rest, token_stride, token, begin, end, scale).
+
+    `token` is the tile's first; of begin .. end the query sees every token. With `k_ahead`, K is the next tile's
+    address, and this tile's is in `k` already; without, it is this tile's.
+    """
+    float32, cuda, ahead = target.float32, target.cuda, variant.k_ahead
+    load_k = make_load_k(variant.head_dim, target)
+    load_v, blank_v = make_load_v(variant.head_dim, target), make_blank_v(variant.head_dim, target)
+    scores = make_scores(variant.head_dim, variant.element, target)
+    softmax_step = make_softmax_step(variant.element, target)
+    accumulate = make_accumulate(variant.head_dim, variant.element, target)
+
+    @target.device
+    def attend_tile(k, v, q, acc, state, k_at, v_at, rest_at, token_stride, token, begin, end, scale):  # type: ignore[no-untyped-def]
+        if ahead:
+            load_v(v, v_at, rest_at, token_stride)
+        else:
+            load_k(k, k_at, token_stride)
+        s0, s1, s2, s3 = scores(k, q)
+        if ahead:
+            load_k(k, k_at, token_stride)
+        else:
+            load_v(v, v_at, rest_at, token_stride)
+        row = token + ((cuda.threadIdx.x >> 2) & 7)
+        upper_seen = row >= begin and row < end
+        lower_seen = row + 8 >= begin and row + 8 < end
+        s0 = s0 * scale if upper_seen else float32(MASKED)
+        s1 = s1 * scale if upper_seen else float32(MASKED)
+        s2 = s2 * scale if lower_seen else float32(MASKED)
+        s3 = s3 * scale if lower_seen else float32(MASKED)
+        p0, p1 = softmax_step(s0, s1, s2, s3, state)
+        if token < begin or token + TOKENS_PER_TILE > end:
+            blank_v(v, token + 2 * (cuda.threadIdx.x & 3), begin, end)
+        accumulate(acc, v, p0, p1, state)
+
+    return attend_tile
+
+
+def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
+    """attend_split(q, acc, state, cache addresses of the kv head, table, strides, first, last, begin, end, scale).
+
+    This warp's tiles of first .. last, into `acc` and `state`.
+    """
+    cuda, int32, int64, uint32 = target.cuda, target.int32, target.int64, target.uint32
+    block_of, tile_offset = make_block_table(variant, target)
+    load_k, attend_tile = make_load_k(variant.head_dim, target), make_attend_tile(variant, target)
+    head_dim, ahead = variant.head_dim, variant.k_ahead
+    k_words, v_words = head_dim // 4, head_dim // 4
+
+    @target.device
+    def attend_split(  # type: ignore[no-untyped-def]
+        q, acc, state, k_head, v_head, table, block_stride, token_stride, first, last, begin, end, scale
+    ):
+        k = cuda.local.array(k_words, uint32)
+        v = cuda.local.array(v_words, uint32)
+        g = int64((cuda.threadIdx.x >> 2) & 7)
+        j = int64(cuda.threadIdx.x & 3)
+        k_lane = k_head + g * token_stride + j * 16
+        v_lane = v_head + 2 * j * token_stride + g * 16
+        rest_lane = v_head + 2 * j * token_stride + head_dim // 64 * 128 + g * 8
+        tile = int32(first + int32(cuda.threadIdx.x >> 5))
+        if tile >= last:
+            return
+        next_tile = int32(min(int32(tile + WARPS), int32(last - 1)))
+        here = tile_offset(block_of(table, tile), tile, block_stride, token_stride)
+        next_block = block_of(table, next_tile)
+        if ahead:
+            load_k(k, k_lane + here, token_stride)
+        while tile < last:
+            there = tile_offset(next_block, next_tile, block_stride, token_stride)
+            next_tile = int32(min(int32(tile + 2 * WARPS), int32(last - 1)))
+            next_block = block_of(table, next_tile)
+            k_at = k_lane + (there if ahead else here)
+            token = int32(tile * TOKENS_PER_TILE)
+            attend_tile(
+                k, v, q, acc, state, k_at, v_lane + here, rest_lane + here, token_stride, token, begin, end, scale
+            )
+            here = there
+            tile = int32(tile + WARPS)
+
+    return attend_split
+
+
+def make_finish(variant: DecodeVariant, target: Target) -> Any:
+    """finish(shared_out, shared_state, num_heads, row, partial_row, num_splits, out, partial_out, partial_lse).
+
+    Merges the warps and stores `num_heads` rows: to `out` from `row` on if this split is the sequence's only one, else
+    to the partial results from `partial_row` on.
+    """
+    cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
+    merge_warps = make_merge_warps(variant.head_dim, target)
+    pack = getattr(ptx, f"pack_{variant.element}")
+    head_dim, pairs = variant.head_dim, variant.head_dim // 2
+
+    @target.device
+    def finish(  # type: ignore[no-untyped-def]
+        shared_out, shared_state, num_heads, row, partial_row, num_splits, out, partial_out, partial_lse
+    ):
+        item = int32(cuda.threadIdx.x)
+        while item < num_heads * pairs:
+            head = int32(item // pairs)
+            dim = int32((item - head * pairs) * 2)
+            out_0, out_1, lse = merge_warps(head, dim, shared_out, shared_state)
+            if num_splits == 1:
+                ptx.stg_u32(out + ((row + head) * head_dim + dim) * 2, pack(out_0, out_1))
+            else:
+                to = int64(partial_row + head)
+                ptx.stg_f32x2(partial_out + (to * head_dim + dim) * 4, out_0, out_1)
+                if dim == 0:
+                    ptx.stg_f32(partial_lse + to * 4, lse)
+            item = int32(item + NUM_THREADS)
+
+    return finish
+
+
+def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
+    """The kernel. Grid (num_work, or twice that for a wide group; num_kv_heads), `NUM_THREADS` threads.
+
+    Addresses: q [num_seqs, num_heads, head_dim]; the layer's K and V [num_blocks, ..., num_kv_heads, block_size,
+    head_dim]; block_tables int32 [num_seqs, max_blocks]; seq_lens int32 [num_seqs]; work int32 [num_work, 4]
+    (`decode_plan.py`); partial_out and partial_lse as in `decode_merge.py`; out contiguous, as q. Strides in bytes:
+    cache block, token, head; table row; q row and head; all of q's and the cache's multiples of 16. `window`: how many
+    tokens a query sees. `scale` is times log2(e). K, V, q and tables must not be written during the launch.
+    """
+    cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
+    float32, uint32, head_dim, wide = target.float32, target.uint32, variant.head_dim, variant.wide_group
+    load_q, attend_split = make_load_q(variant, target), make_attend_split(variant, target)
+    share, finish = make_share(head_dim, target), make_finish(variant, target)
+    q_words, sums, outputs, states = head_dim // 8, head_dim // 4, WARPS * HEADS * head_dim, WARPS * HEADS * 2
+
+    def decode(  # type: ignore[no-untyped-def]
+        q_rows, k_cache, v_cache, block_tables, seq_lens, work, partial_out, partial_lse, out, block_stride,
+        token_stride, head_stride, table_stride, q_stride, q_head_stride, window, group_size, scale
+    ):  # fmt: skip
+        x = int32(cuda.blockIdx.x)
+        item = int64(x >> 1) if wide else int64(x)
+        first_head = int32((x & 1) * HEADS) if wide else int32(0)
+        w0, w1, w2, w3 = ptx.ldg128(work + item * 16)
+        if w3 == 0:
+            return
+        seq, first, last, num_splits = int64(w0), int32(w1), int32(w2), int32(w3)
+        kv_head = int64(cuda.blockIdx.y)
+        end = ptx.ldg_i32(seq_lens + seq * 4)
+        begin = int32(max(int32(end - window), int32(0)))
+        num_heads = int32(min(int32(group_size - first_head), int32(HEADS)))
+        head = kv_head * group_size + first_head
+        g = int32((cuda.threadIdx.x >> 2) & 7)
+        q = cuda.local.array(q_words, uint32)
+        acc = cuda.local.array(sums, float32)
+        state = cuda.local.array(6, float32)
+        load_q(
+            q,
+            q_rows
+            + seq * q_stride
+            + (head + min(g, int32(num_heads - 1))) * q_head_stride
+            + int64(cuda.threadIdx.x & 3) * 16,
+        )
+        for i in range(sums):
+            acc[i] = float32(0.0)
+        state[MAX_0] = float32(MASKED)
+        state[MAX_1] = float32(MASKED)
+        state[SUM_0] = float32(0.0)
+        state[SUM_1] = float32(0.0)
+        k_head, v_head = k_cache + kv_head * head_stride, v_cache + kv_head * head_stride
+        table = block_tables + seq * table_stride
+        attend_split(q, acc, state, k_head, v_head, table, block_stride, token_stride, first, last, begin, end, scale)
+        shared_out = cuda.shared.array(outputs, float32)
+        shared_state = cuda.shared.array(states, float32)
+        share(acc, state, shared_out, shared_state)
+        cuda.syncthreads()
+        rows = int64(cuda.gridDim.y) * group_size
+        finish(
+            shared_out,
+            shared_state,
+            num_heads,
+            seq * rows + head,
+            item * rows + head,
+            num_splits,
+            out,
+            partial_out,
+            partial_lse,
+        )
+
+    return decode
+
+
+def decode_kernel(variant: DecodeVariant) -> Kernel:
+    """`make_decode` for the compiler."""
+    return Kernel(lambda target: make_decode(variant, target), DECODE_ARGUMENTS, NUM_THREADS, variant.min_blocks_per_sm)

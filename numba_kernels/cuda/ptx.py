@@ -1,0 +1,116 @@
+"""Every instruction that Numba cannot name, as inline PTX. No other file holds PTX.
+
+Each has a twin of the same name in `ptx_twins.py`, with which the simulator runs the kernels. Global addresses are
+int64, shared ones int32. Loads and stores keep their order among themselves: left free, they are moved to where their
+values are used, and nothing is in flight. What each does is in the PTX ISA, chapter "Instruction Set".
+"""
+
+import inspect
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.cuda import cgutils
+from numba.cuda.extending import intrinsic
+
+_LLVM = {
+    types.uint32: ir.IntType(32),
+    types.int32: ir.IntType(32),
+    types.int64: ir.IntType(64),
+    types.float32: ir.FloatType(),
+}
+_CONSTRAINT = {types.uint32: "r", types.int32: "r", types.int64: "l", types.float32: "f"}
+U32, I32, I64, F32 = types.uint32, types.int32, types.int64, types.float32
+
+
+def _instruction(name: str, outputs: list[Any], inputs: list[Any], template: str, *flags: str) -> Any:
+    """An intrinsic for a PTX template: $0 and on are the outputs, then the inputs. Several outputs are a tuple.
+
+    Flags: "ordered" (keeps its place among other ordered ones), "memory" (ordered, and no other access to memory
+    moves across it), "convergent" (all lanes of the warp run it together).
+    """
+    constraints = [f"={_CONSTRAINT[t]}" for t in outputs] + [_CONSTRAINT[t] for t in inputs]
+    constraints += ["~{memory}"] if "memory" in flags else []
+    results = [_LLVM[t] for t in outputs]
+    llvm_result = results[0] if len(results) == 1 else ir.LiteralStructType(results) if results else ir.VoidType()
+    function_type = ir.FunctionType(llvm_result, [_LLVM[t] for t in inputs])
+    returned = outputs[0] if len(outputs) == 1 else types.UniTuple(outputs[0], len(outputs)) if outputs else types.void
+    attributes = ("convergent",) if "convergent" in flags else ()
+    ordered = "ordered" in flags or "memory" in flags
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        assembly = ir.InlineAsm(function_type, template, ",".join(constraints), side_effect=ordered)
+        result = builder.call(assembly, args, attrs=attributes)
+        if len(outputs) > 1:
+            return cgutils.pack_array(builder, [builder.extract_value(result, i) for i in range(len(outputs))])
+        return result if outputs else context.get_dummy_value()
+
+    def declare(_context: Any, *_args: Any) -> Any:
+        return returned(*inputs), generate
+
+    # Numba asks for the parameters by name, and takes no "*args" from an intrinsic.
+    names = ["context", *(f"operand_{i}" for i in range(len(inputs)))]
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    declare.__signature__ = inspect.Signature([inspect.Parameter(n, positional) for n in names])  # type: ignore[attr-defined]
+    declare.__name__ = declare.__qualname__ = name
+    return intrinsic(declare)
+
+
+# Global memory. "nc" reads through the non-coherent path: only for what nothing writes during the launch.
+_STREAM = "ld.global.nc.L1::no_allocate.L2::128B"
+ldg128 = _instruction("ldg128", [U32] * 4, [I64], f"{_STREAM}.v4.u32 {{$0,$1,$2,$3}}, [$4];", "ordered")
+ldg64 = _instruction("ldg64", [U32] * 2, [I64], f"{_STREAM}.v2.u32 {{$0,$1}}, [$2];", "ordered")
+ldg_i32 = _instruction("ldg_i32", [I32], [I64], "ld.global.nc.s32 $0, [$1];", "ordered")
+ldg_i64 = _instruction("ldg_i64", [I64], [I64], "ld.global.nc.s64 $0, [$1];", "ordered")
+ldg_f32 = _instruction("ldg_f32", [F32], [I64], "ld.global.nc.f32 $0, [$1];")
+stg128 = _instruction("stg128", [], [I64] + [U32] * 4, "st.global.v4.u32 [$0], {$1,$2,$3,$4};", "memory")
+stg_u32 = _instruction("stg_u32", [], [I64, U32], "st.global.u32 [$0], $1;", "memory")
+stg_f32 = _instruction("stg_f32", [], [I64, F32], "st.global.f32 [$0], $1;", "memory")
+stg_f32x2 = _instruction("stg_f32x2", [], [I64, F32, F32], "st.global.v2.f32 [$0], {$1,$2};", "memory")
+
+# Asynchronous copies from global to shared memory, in groups (sm_80 and later).
+cp_async16 = _instruction("cp_async16", [], [I32, I64], "cp.async.cg.shared.global.L2::128B [$0], [$1], 16;", "memory")
+cp_async_commit = _instruction("cp_async_commit", [], [], "cp.async.commit_group;", "memory")
+cp_async_wait0 = _instruction("cp_async_wait0", [], [], "cp.async.wait_group 0;", "memory")
+cp_async_wait1 = _instruction("cp_async_wait1", [], [], "cp.async.wait_group 1;", "memory")
+
+# Warps. All 32 lanes take part.
+shfl_xor_f32 = _instruction(
+    "shfl_xor_f32", [F32], [F32, I32], "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", "ordered", "convergent"
+)
+movmatrix_trans = _instruction(
+    "movmatrix_trans", [U32], [U32], "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "ordered", "convergent"
+)
+
+
+def _mma(name: str, element: str) -> Any:
+    """D[16, 8] = A[16, 16] B[16, 8] + C, float32 sums. Arguments: four of A, two of B, four of C; returns four of D."""
+    operation = f"mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32"
+    operands = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+    return _instruction(name, [F32] * 4, [U32] * 6 + [F32] * 4, f"{operation} {operands}", "convergent")
+
+
+mma_bf16 = _mma("mma_bf16", "bf16")
+mma_f16 = _mma("mma_f16", "f16")
+
+# Arithmetic within a lane. A pair is two 16-bit numbers, the first in the low half.
+prmt = _instruction("prmt", [U32], [U32] * 3, "prmt.b32 $0, $1, $2, $3;")
+ex2 = _instruction("ex2", [F32], [F32], "ex2.approx.ftz.f32 $0, $1;")
+lg2 = _instruction("lg2", [F32], [F32], "lg2.approx.ftz.f32 $0, $1;")
+fmax = _instruction("fmax", [F32], [F32, F32], "max.f32 $0, $1, $2;")
+pack_bf16 = _instruction("pack_bf16", [U32], [F32, F32], "cvt.rn.bf16x2.f32 $0, $2, $1;")
+pack_f16 = _instruction("pack_f16", [U32], [F32, F32], "cvt.rn.f16x2.f32 $0, $2, $1;")
+
+
+@intrinsic
+def smem_addr(_context: Any, array: Any) -> Any:
+    """Where a `cuda.shared.array` begins in shared memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, value=args[0]).data
+        function_type = ir.FunctionType(ir.IntType(32), [ir.IntType(64)])
+        template = "{ .reg .u64 t; cvta.to.shared.u64 t, $1; cvt.u32.u64 $0, t; }"
+        assembly = ir.InlineAsm(function_type, template, "=r,l", side_effect=False)
+        return builder.call(assembly, [builder.ptrtoint(data, ir.IntType(64))])
+
+    return types.int32(array), generate

@@ -1,0 +1,173 @@
+"""The instructions of `ptx.py` in Python, for the simulator: same names, arguments and results.
+
+Written from the PTX ISA's text and figures, not from what a GPU was seen to do: a conformance test on a GPU has to
+confirm each. Approximate instructions (ex2, lg2) are exact here.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numba_kernels.cuda.device_memory import AddressSpace, CheckedArray
+
+f32 = np.float32
+_LANE = np.arange(32)
+_GROUP, _IN_GROUP = _LANE >> 2, _LANE & 3  # the fragments' "groupID" and "threadID_in_group"
+
+
+def _bfloat16_bits(value: Any) -> int:
+    bits = int(np.asarray(value, f32).view(np.uint32))
+    if bits & 0x7FFFFFFF > 0x7F800000:
+        return 0x7FFF
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+
+
+def _bfloat16_pairs(words: Any) -> Any:
+    """uint32 [...] -> float32 [..., 2]."""
+    return np.stack([words << np.uint32(16), words & np.uint32(0xFFFF0000)], axis=-1).view(f32)
+
+
+def _float16_pairs(words: Any) -> Any:
+    """uint32 [...] -> float32 [..., 2]."""
+    return np.ascontiguousarray(words)[..., None].view(np.float16).astype(f32)
+
+
+def _mma(lanes: list[tuple[Any, ...]], pairs: Callable[[Any], Any]) -> list[Any]:
+    """m16n8k16: the fragments' elements are placed as in the PTX ISA's figures for 16-bit types."""
+    words = pairs(np.array([lane[:6] for lane in lanes], dtype=np.uint32))  # [lane, register, 2]
+    c = np.array([lane[6:] for lane in lanes], dtype=f32)
+    a, b, d = np.empty((16, 16), f32), np.empty((16, 8), f32), np.empty((16, 8), f32)
+    for i in range(2):
+        column = _IN_GROUP * 2 + i
+        a[_GROUP, column], a[_GROUP + 8, column] = words[:, 0, i], words[:, 1, i]
+        a[_GROUP, column + 8], a[_GROUP + 8, column + 8] = words[:, 2, i], words[:, 3, i]
+        b[column, _GROUP], b[column + 8, _GROUP] = words[:, 4, i], words[:, 5, i]
+        d[_GROUP, column], d[_GROUP + 8, column] = c[:, i], c[:, 2 + i]
+    # Row by row: a NaN in one row of A must not reach another, whatever the matrix library does.
+    d += np.einsum("mk,kn->mn", a, b)
+    left, right = _IN_GROUP * 2, _IN_GROUP * 2 + 1
+    results = np.stack([d[_GROUP, left], d[_GROUP, right], d[_GROUP + 8, left], d[_GROUP + 8, right]], axis=1)
+    return [tuple(row) for row in results]
+
+
+def _transpose8x8(lanes: list[tuple[Any, ...]]) -> list[Any]:
+    words = np.array([lane[0] for lane in lanes], dtype=np.uint32)
+    matrix = np.empty((8, 8), dtype=np.uint32)
+    matrix[_GROUP, _IN_GROUP * 2], matrix[_GROUP, _IN_GROUP * 2 + 1] = words & 0xFFFF, words >> 16
+    turned = matrix.T
+    return [int(w) for w in turned[_GROUP, _IN_GROUP * 2] | turned[_GROUP, _IN_GROUP * 2 + 1] << 16]
+
+
+def _shuffle_xor(lanes: list[tuple[Any, ...]]) -> list[Any]:
+    return [lanes[i ^ lane[1]][0] for i, lane in enumerate(lanes)]
+
+
+# What a whole warp does together: from the arguments of its 32 lanes to their 32 results.
+WARP_OPERATIONS: dict[str, Callable[[list[tuple[Any, ...]]], list[Any]]] = {
+    "mma_bf16": lambda lanes: _mma(lanes, _bfloat16_pairs),
+    "mma_f16": lambda lanes: _mma(lanes, _float16_pairs),
+    "movmatrix_trans": _transpose8x8,
+    "shfl_xor_f32": _shuffle_xor,
+}
+
+
+class PtxTwins:
+    """The instructions, over one launch's memory. `together` hands a warp operation to the scheduler; `copies` is the
+    running lane's list of groups of asynchronous copies, of which the last is still open."""
+
+    def __init__(
+        self,
+        memory: AddressSpace,
+        shared: Callable[[], AddressSpace],
+        together: Callable[[str, tuple[Any, ...]], Any],
+        copies: Callable[[], list[list[tuple[int, tuple[int, ...]]]]],
+        early_copies: bool,
+    ) -> None:
+        self._memory, self._shared, self._together, self._copies = memory, shared, together, copies
+        self._early_copies = early_copies
+
+    def ldg128(self, address: int) -> tuple[int, ...]:
+        return self._memory.read(address, "<4I")
+
+    def ldg64(self, address: int) -> tuple[int, ...]:
+        return self._memory.read(address, "<2I")
+
+    def ldg_i32(self, address: int) -> int:
+        return int(self._memory.read(address, "<i")[0])
+
+    def ldg_i64(self, address: int) -> int:
+        return int(self._memory.read(address, "<q")[0])
+
+    def ldg_f32(self, address: int) -> Any:
+        return f32(self._memory.read(address, "<f")[0])
+
+    def stg128(self, address: int, a: int, b: int, c: int, d: int) -> None:
+        self._memory.write(address, "<4I", a, b, c, d)
+
+    def stg_u32(self, address: int, value: int) -> None:
+        self._memory.write(address, "<I", value)
+
+    def stg_f32(self, address: int, value: Any) -> None:
+        self._memory.write(address, "<f", value)
+
+    def stg_f32x2(self, address: int, first: Any, second: Any) -> None:
+        self._memory.write(address, "<2f", first, second)
+
+    def smem_addr(self, array: CheckedArray) -> int:
+        return array.address
+
+    def cp_async16(self, target: int, source: int) -> None:
+        """Arrives as late as it may, when this lane waits for its group, or as early."""
+        words = self._memory.read(source, "<4I")
+        self._copies()[-1].append((target, words))
+        if self._early_copies:
+            self._shared().write(target, "<4I", *words)
+
+    def cp_async_commit(self) -> None:
+        self._copies().append([])
+
+    def cp_async_wait0(self) -> None:
+        self._arrive(0)
+
+    def cp_async_wait1(self) -> None:
+        self._arrive(1)
+
+    def _arrive(self, may_be_pending: int) -> None:
+        groups = self._copies()
+        while len(groups) - 1 > may_be_pending:
+            for target, words in groups.pop(0):
+                if not self._early_copies:
+                    self._shared().write(target, "<4I", *words)
+
+    def shfl_xor_f32(self, value: Any, mask: int) -> Any:
+        return self._together("shfl_xor_f32", (value, mask))
+
+    def movmatrix_trans(self, pair: int) -> Any:
+        return self._together("movmatrix_trans", (pair,))
+
+    def mma_bf16(self, *operands: Any) -> Any:
+        return self._together("mma_bf16", operands)
+
+    def mma_f16(self, *operands: Any) -> Any:
+        return self._together("mma_f16", operands)
+
+    def prmt(self, a: int, b: int, selector: int) -> int:
+        data = struct.pack("<2I", a, b)
+        return int.from_bytes(bytes(data[(selector >> (4 * i)) & 7] for i in range(4)), "little")
+
+    def ex2(self, value: Any) -> Any:
+        return np.exp2(f32(value))
+
+    def lg2(self, value: Any) -> Any:
+        return np.log2(f32(value))
+
+    def fmax(self, a: Any, b: Any) -> Any:
+        return np.fmax(f32(a), f32(b))
+
+    def pack_bf16(self, low: Any, high: Any) -> int:
+        return _bfloat16_bits(low) | _bfloat16_bits(high) << 16
+
+    def pack_f16(self, low: Any, high: Any) -> int:
+        return int(np.array([low, high], np.float16).view(np.uint32)[0])
