@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The CUDA compiler for `numba_kernels/cuda`, no GPU needed: about 650 MB installed.
 $(VENV)/.installed-cuda: $(VENV)/.installed
 	@echo "[+] installing the CUDA compiler for the compile gate"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev,cuda-gate]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,cuda-gate]'
 	@touch $@
 
 install: $(VENV)/.installed
