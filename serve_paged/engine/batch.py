@@ -22,7 +22,7 @@ class Batch:
     input_ids: Tensor  # int64 [num_tokens]
     positions: Tensor  # int64 [num_tokens]
     metadata: AttentionMetadata
-    logits_rows: Tensor  # int64 [num_logits]: the tokens whose logits are wanted
+    logits_rows: list[int]  # [num_logits]: the tokens whose logits are wanted
     sample_rows: dict[int, int]  # index into output.scheduled -> row of the logits its next token comes from
     prompt_rows: dict[int, tuple[int, int]]  # the same -> rows [start, stop) that its prompt logprobs come from
 
@@ -65,7 +65,7 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         input_ids=torch.tensor(ids, dtype=torch.int64),
         positions=torch.from_numpy(np.concatenate(positions)),
         metadata=metadata,
-        logits_rows=torch.tensor(rows.padded(), dtype=torch.int64),
+        logits_rows=rows.padded(),
         sample_rows=rows.sample_rows,
         prompt_rows=rows.prompt_rows,
     )

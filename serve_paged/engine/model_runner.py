@@ -46,8 +46,8 @@ class ModelRunner:
         hidden = self._decoder.forward(
             batch.input_ids, batch.positions, self._kv_cache.blocks, batch.metadata, self._kv_cache.layout
         )
-        if batch.logits_rows.shape[0] != hidden.shape[0]:
-            hidden = hidden[batch.logits_rows]  # in decode every token needs its logits: no gather then
+        if batch.logits_rows != list(range(hidden.shape[0])):  # in decode every token needs its logits: no gather then
+            hidden = hidden[torch.tensor(batch.logits_rows, dtype=torch.int64)]
         return StepLogits(self._decoder.logits(hidden), batch)
 
     @torch.inference_mode()

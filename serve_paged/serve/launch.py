@@ -58,6 +58,7 @@ def run(config_path: Path) -> None:
         with serving(config_path, say) as url:
             seconds = time.monotonic() - began
             print(_READY.format(url=url, model=_first_model(url), seconds=seconds, address=_ray_address()), flush=True)
+            signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init put its own in place
             signal.pause()
     except KeyboardInterrupt:
         say("stopped")
