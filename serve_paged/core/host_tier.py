@@ -20,11 +20,6 @@ class HostTier:
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._slot_of
 
-    @property
-    def num_used(self) -> int:
-        """Slots that hold a block."""
-        return len(self._slot_of)
-
     def has_room_for(self, hashes: list[bytes]) -> bool:
         """Whether at least the head of a chain is stored or can be."""
         return hashes[0] in self._slot_of or bool(self._unused) or self._evictable() is not None
