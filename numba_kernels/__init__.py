@@ -3,14 +3,18 @@
 from numba_kernels.cpu.attention import paged_attention
 from numba_kernels.cpu.block_copy import copy_blocks, swap_blocks
 from numba_kernels.cpu.elementwise import rms_norm, silu_and_mul
+from numba_kernels.cpu.kernels import CpuKernels
 from numba_kernels.cpu.kv_write import rope_and_write_kv, write_kv
 from numba_kernels.cpu.threading import set_num_threads
+from numba_kernels.kernels import Kernels
 from numba_kernels.layout import KVLayout, preferred_layout, supports_bfloat16
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
 __all__ = [
     "AttentionMetadata",
+    "CpuKernels",
     "KVLayout",
+    "Kernels",
     "attention_metadata",
     "copy_blocks",
     "paged_attention",

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import numba_kernels
-from numba_kernels import AttentionMetadata
+from numba_kernels import AttentionMetadata, Kernels
 from serve_paged.core.schedule_output import ScheduledSequence, SchedulerOutput
 
 # oneDNN adds up the products of a single row in another order than those of several. With two rows at least, one of
@@ -27,7 +26,7 @@ class Batch:
     prompt_rows: dict[int, tuple[int, int]]  # the same -> rows [start, stop) that its prompt logprobs come from
 
 
-def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
+def build_batch(output: SchedulerOutput, block_size: int, kernels: Kernels) -> Batch:
     """Lay out the scheduled tokens; prompt_logprobs requests want the logits of all their prompt tokens."""
     ids: list[int] = []
     positions: list[np.ndarray] = []
@@ -55,7 +54,7 @@ def build_batch(output: SchedulerOutput, block_size: int) -> Batch:
         positions.append(np.zeros(num_padding, dtype=np.int64))
         slots.append(np.full(num_padding, -1, dtype=np.int64))
         cu_seqlens[num_seqs + 1 :] = range(output.num_tokens + 1, len(ids) + 1)
-    metadata = numba_kernels.attention_metadata(
+    metadata = kernels.attention_metadata(
         torch.from_numpy(tables),
         torch.from_numpy(np.concatenate(slots)),
         torch.from_numpy(cu_seqlens),

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-import numba_kernels
+from numba_kernels import CpuKernels, Kernels
 from serve_paged.config import EngineConfig
 from serve_paged.core.block_pool import BlockPool
 from serve_paged.core.preemption import PreemptionCosts
@@ -30,8 +30,9 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises `ValueError` when the model is unknown or unsupported, or the KV cache cannot hold `max_model_len` tokens.
     """
     use_threads(config.threads or usable_cores())
-    dtype = choose_dtype(config.dtype)
-    return assemble_engine(config, load_model(config.model, dtype), dtype)
+    kernels = CpuKernels()
+    dtype = choose_dtype(config.dtype, kernels)
+    return assemble_engine(config, load_model(config.model, dtype, kernels=kernels), dtype)
 
 
 def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
@@ -42,7 +43,7 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
     kv_cache = KVCache(
         shape,
         dtype,
-        numba_kernels.preferred_layout(dtype, model.config.head_dim),
+        model.decoder.kernels,
         num_blocks=num_blocks,
         num_host_blocks=shape.num_blocks_in(config.swap_space_gb, dtype),
     )
@@ -62,11 +63,9 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
     )
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """`auto` is bfloat16 where the processor computes in it, float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if numba_kernels.supports_bfloat16() else torch.float32
-    return _DTYPES[name]
+def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
+    """`auto` is what the device is fastest with."""
+    return kernels.preferred_dtype() if name == "auto" else _DTYPES[name]
 
 
 def fit_context(wanted: int | None, of_model: int, num_blocks: int, shape: BlockShape) -> int:

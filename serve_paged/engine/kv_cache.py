@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import numba_kernels
-from numba_kernels import KVLayout
+from numba_kernels import Kernels
 from serve_paged.core.schedule_output import SchedulerOutput
 
 logger = logging.getLogger(__name__)
@@ -49,10 +48,11 @@ class KVCache:
     """
 
     def __init__(
-        self, shape: BlockShape, dtype: torch.dtype, layout: KVLayout, *, num_blocks: int, num_host_blocks: int
+        self, shape: BlockShape, dtype: torch.dtype, kernels: Kernels, *, num_blocks: int, num_host_blocks: int
     ) -> None:
         row = (shape.num_layers, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
-        self.layout = layout
+        self._kernels = kernels
+        self.layout = kernels.preferred_layout(dtype, shape.head_dim)
         self.block_size = shape.block_size
         self.blocks = torch.zeros((num_blocks, *row), dtype=dtype)
         self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype)
@@ -61,12 +61,12 @@ class KVCache:
         """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py)."""
         start = time.perf_counter()
         if output.swap_out:
-            numba_kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))
+            self._kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))
         if output.swap_in:
-            numba_kernels.swap_blocks(self.host_blocks, self.blocks, _pairs(output.swap_in))
+            self._kernels.swap_blocks(self.host_blocks, self.blocks, _pairs(output.swap_in))
         seconds = time.perf_counter() - start
         if output.copies:
-            numba_kernels.copy_blocks(self.blocks, _pairs(output.copies))
+            self._kernels.copy_blocks(self.blocks, _pairs(output.copies))
         return SwapTime(len(output.swap_out) + len(output.swap_in), seconds)
 
 

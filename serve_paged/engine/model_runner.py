@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import numba_kernels
 from serve_paged.core.schedule_output import SchedulerOutput
 from serve_paged.engine.batch import Batch, build_batch
 from serve_paged.engine.kv_cache import KVCache
@@ -42,7 +41,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, output: SchedulerOutput) -> StepLogits:
         """Compute the scheduled tokens, write their K and V, return the logits that somebody needs."""
-        batch = build_batch(output, self._kv_cache.block_size)
+        batch = build_batch(output, self._kv_cache.block_size, self._decoder.kernels)
         hidden = self._decoder.forward(
             batch.input_ids, batch.positions, self._kv_cache.blocks, batch.metadata, self._kv_cache.layout
         )
@@ -55,7 +54,7 @@ class ModelRunner:
         """Load or compile every kernel by running padded batches that write nothing."""
         for num_seqs, tokens_per_seq in ((2, 1), (32, 1), (1, max_num_tokens)):
             num_tokens = num_seqs * tokens_per_seq
-            metadata = numba_kernels.attention_metadata(
+            metadata = self._decoder.kernels.attention_metadata(
                 torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),
                 torch.full((num_tokens,), -1, dtype=torch.int64),
                 torch.arange(0, num_tokens + 1, tokens_per_seq, dtype=torch.int32),

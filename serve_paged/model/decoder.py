@@ -6,7 +6,7 @@ Plain torch: no modules, no autograd. Callers run it under `torch.inference_mode
 import torch
 from torch.nn import functional as F
 
-from numba_kernels import AttentionMetadata, KVLayout, rms_norm
+from numba_kernels import AttentionMetadata, Kernels, KVLayout
 from serve_paged.model.config import ModelConfig
 from serve_paged.model.layers import DecoderLayer, StepInputs
 from serve_paged.model.linear import Linear
@@ -19,6 +19,7 @@ class Decoder:
     def __init__(
         self,
         config: ModelConfig,
+        kernels: Kernels,
         *,
         embedding: torch.Tensor,
         layers: list[DecoderLayer],
@@ -26,8 +27,9 @@ class Decoder:
         lm_head: Linear,
         rope: RopeTables,
     ) -> None:
-        """Take the weights; `embedding` is [vocab_size, hidden_size] and sets the dtype."""
+        """Take the weights, on the kernels' device; `embedding` is [vocab_size, hidden_size] and sets the dtype."""
         self.config = config
+        self.kernels = kernels
         self._embedding = embedding
         self._layers = layers
         self._norm = norm
@@ -57,13 +59,13 @@ class Decoder:
         `input_ids` and `positions` are int64 [num_tokens], sequence after sequence as `metadata` says.
         Returns the normed hidden states [num_tokens, hidden_size] in the decoder's dtype.
         """
-        step = StepInputs(positions, self._rope, kv_cache, metadata, layout)
+        step = StepInputs(self.kernels, positions, self._rope, kv_cache, metadata, layout)
         residual = F.embedding(input_ids, self._embedding)  # a fresh tensor: the layers add to it in place
         update: torch.Tensor | None = None
         for layer in self._layers:
             update = layer(update, residual, step)
         assert update is not None, "a decoder has at least one layer"
-        return rms_norm(update, self._norm, self.config.rms_norm_eps, residual=residual)
+        return self.kernels.rms_norm(update, self._norm, self.config.rms_norm_eps, residual=residual)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map normed hidden states [num_rows, hidden_size] to logits, float32 [num_rows, vocab_size]."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from numba_kernels import AttentionMetadata, KVLayout, paged_attention, rms_norm, rope_and_write_kv, silu_and_mul
+from numba_kernels import AttentionMetadata, Kernels, KVLayout
 from serve_paged.model.config import ModelConfig
 from serve_paged.model.linear import Linear
 from serve_paged.model.rope import RopeTables
@@ -14,6 +14,7 @@ from serve_paged.model.rope import RopeTables
 class StepInputs:
     """What every layer of one step shares."""
 
+    kernels: Kernels
     positions: torch.Tensor  # int64 [num_tokens]
     rope: RopeTables
     kv_cache: torch.Tensor  # [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]
@@ -42,12 +43,12 @@ class Attention:
         heads = self.qkv(hidden).view(num_tokens, -1, self.head_dim)  # [num_tokens, heads + 2 * kv heads, head_dim]
         q, k, v = heads.split_with_sizes((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self._norm_heads(q, self.q_norm), self._norm_heads(k, self.k_norm)
+            q, k = (self._norm_heads(x, norm, step.kernels) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         rope, cache, slots = step.rope, step.kv_cache, step.metadata.slot_mapping
-        rope_and_write_kv(
+        step.kernels.rope_and_write_kv(
             q, k, v, rope.cos, rope.sin, step.positions, cache, self.layer, slots, layout=step.layout
         )  # q is rotated in place
-        attended = paged_attention(
+        attended = step.kernels.paged_attention(
             q,
             cache,
             self.layer,
@@ -58,8 +59,8 @@ class Attention:
         )
         return self.o(attended.reshape(num_tokens, -1))
 
-    def _norm_heads(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return rms_norm(heads.reshape(-1, self.head_dim), weight, self.eps).view(heads.shape)
+    def _norm_heads(self, heads: torch.Tensor, weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
+        return kernels.rms_norm(heads.reshape(-1, self.head_dim), weight, self.eps).view(heads.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class FeedForward:
     gate_up: Linear  # gate, then up
     down: Linear
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, kernels: Kernels) -> torch.Tensor:
         """Map `hidden` [num_tokens, hidden_size] to the same shape."""
-        return self.down(silu_and_mul(self.gate_up(hidden)))
+        return self.down(kernels.silu_and_mul(self.gate_up(hidden)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ class DecoderLayer:
 
         The last addition is left to the next layer, where one kernel adds and norms.
         """
+        kernels = step.kernels
         if update is None:
-            normed = rms_norm(residual, self.input_norm, self.eps)
+            normed = kernels.rms_norm(residual, self.input_norm, self.eps)
         else:
-            normed = rms_norm(update, self.input_norm, self.eps, residual=residual)
+            normed = kernels.rms_norm(update, self.input_norm, self.eps, residual=residual)
         attended = self.attention(normed, step)
-        return self.feed_forward(rms_norm(attended, self.post_attention_norm, self.eps, residual=residual))
+        normed = kernels.rms_norm(attended, self.post_attention_norm, self.eps, residual=residual)
+        return self.feed_forward(normed, kernels)
 
 
 def new_attention(

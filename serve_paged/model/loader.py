@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from numba_kernels import CpuKernels, Kernels
 from serve_paged.model.config import ModelConfig, read_config
 from serve_paged.model.decoder import Decoder
 from serve_paged.model.errors import UnsupportedModel
@@ -30,8 +31,10 @@ class LoadedModel:
     fingerprint: str  # 32 hex digits naming the weights: the root of every block hash
 
 
-def load_model(model: str, dtype: torch.dtype, *, max_model_len: int | None = None) -> LoadedModel:
-    """Load `model` (see `model_folder`) with weights in `dtype`, float32 or bfloat16.
+def load_model(
+    model: str, dtype: torch.dtype, *, kernels: Kernels | None = None, max_model_len: int | None = None
+) -> LoadedModel:
+    """Load `model` (see `model_folder`) with weights in `dtype` onto the device of `kernels` (None: the CPU's).
 
     RoPE tables cover `max_model_len` positions; None: the model's own context length.
     Raises `ModelNotFound`, `UnsupportedModel` or `InvalidWeights`.
@@ -40,7 +43,8 @@ def load_model(model: str, dtype: torch.dtype, *, max_model_len: int | None = No
     config = read_config(folder)
     _check_head_dim(config.head_dim)
     with torch.inference_mode(), WeightReader(folder, config, dtype) as weights:
-        decoder = _build_decoder(config, weights, max_model_len or config.max_position_embeddings)
+        num_positions = max_model_len or config.max_position_embeddings
+        decoder = _build_decoder(config, kernels or CpuKernels(), weights, num_positions)
     return LoadedModel(decoder, config, folder, fingerprint(folder))
 
 
@@ -53,13 +57,14 @@ def _check_head_dim(head_dim: int) -> None:
         )
 
 
-def _build_decoder(config: ModelConfig, weights: WeightReader, num_positions: int) -> Decoder:
+def _build_decoder(config: ModelConfig, kernels: Kernels, weights: WeightReader, num_positions: int) -> Decoder:
     embedding = weights.read("model.embed_tokens.weight")
     # A tied head gets its own packed copy: lookups need the rows as they are, and packed products take half the time.
     head = embedding if config.tie_word_embeddings else weights.read("lm_head.weight")
     progress = tqdm(range(config.num_layers), desc="loading weights", unit="layer", delay=PROGRESS_AFTER_S)
     return Decoder(
         config,
+        kernels,
         embedding=embedding,
         layers=[_build_layer(config, weights, layer) for layer in progress],
         norm=weights.read("model.norm.weight"),
