@@ -1,5 +1,6 @@
 """Copying whole blocks of the cache (copy-on-write): a block is one contiguous row, whatever is in it."""
 
+import functools
 from collections.abc import Callable
 
 from numba_kernels.cuda.target import Kernel, Target
@@ -52,6 +53,15 @@ def make_copy_blocks(target: Target) -> Callable[..., None]:
     return copy_blocks
 
 
+@functools.cache
 def copy_blocks_kernel() -> Kernel:
     """`make_copy_blocks` for the compiler."""
-    return Kernel(make_copy_blocks, COPY_BLOCKS_ARGUMENTS, NUM_THREADS, 4)
+    return Kernel(
+        make_copy_blocks,
+        COPY_BLOCKS_ARGUMENTS,
+        NUM_THREADS,
+        4,
+        name="copy-blocks",
+        instructions=("LDG.128", "STG.128"),
+        wide=True,
+    )

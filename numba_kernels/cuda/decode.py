@@ -5,6 +5,8 @@ fourth tile of 16 tokens, and keeps keys and values in registers only (`decode_t
 positions, so that a sequence's result does not depend on the others of the batch (`decode_plan.py`).
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +52,11 @@ class DecodeVariant:
             raise ValueError(f"no decode kernel for head_dim {self.head_dim}, {self.element}")
         if self.block_size <= 0 or self.block_size % TOKENS_PER_TILE:
             raise ValueError(f"block_size {self.block_size} is not a multiple of {TOKENS_PER_TILE}")
+
+    @property
+    def name(self) -> str:
+        """As in the catalogue: decode-bf16-128-b16."""
+        return f"decode-{self.element}-{self.head_dim}-b{self.block_size}" + ("-wide" if self.wide_group else "")
 
     @property
     def min_blocks_per_sm(self) -> int:
@@ -285,6 +292,21 @@ def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
     return decode
 
 
+@functools.cache
 def decode_kernel(variant: DecodeVariant) -> Kernel:
     """`make_decode` for the compiler."""
-    return Kernel(lambda target: make_decode(variant, target), DECODE_ARGUMENTS, NUM_THREADS, variant.min_blocks_per_sm)
+    return Kernel(
+        lambda target: make_decode(variant, target),
+        DECODE_ARGUMENTS,
+        NUM_THREADS,
+        variant.min_blocks_per_sm,
+        name=variant.name,
+        instructions=("LDG.128", "HMMA", "MOVM"),
+        wide=True,
+    )
+
+
+def decode_kernels() -> list[Kernel]:
+    """For the catalogue: every variant over blocks of 16 tokens, the cache's default."""
+    variants = itertools.product(HEAD_DIMS, ELEMENTS, (False, True))
+    return [decode_kernel(DecodeVariant(head_dim, element, wide_group=wide)) for head_dim, element, wide in variants]

@@ -1,5 +1,6 @@
 """Putting together what was computed apart: the warps of a block, then the splits of a sequence. In a fixed order."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,12 @@ def make_merge_splits(head_dim: int, element: str, target: Target) -> Callable[.
     return merge_splits
 
 
+@functools.cache
 def merge_splits_kernel(head_dim: int, element: str) -> Kernel:
     """`make_merge_splits` for the compiler."""
-    return Kernel(lambda target: make_merge_splits(head_dim, element, target), MERGE_ARGUMENTS, head_dim // 2)
+    return Kernel(
+        lambda target: make_merge_splits(head_dim, element, target),
+        MERGE_ARGUMENTS,
+        head_dim // 2,
+        name=f"merge-splits-{element}-{head_dim}",
+    )

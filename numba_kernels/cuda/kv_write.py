@@ -1,5 +1,6 @@
 """Storing a step's keys and values into the paged cache, 16 bytes a lane."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,15 @@ def make_write_kv(head_dim: int, block_size: int, target: Target) -> Callable[..
     return write_kv
 
 
+@functools.cache
 def write_kv_kernel(head_dim: int, block_size: int = 16) -> Kernel:
     """`make_write_kv` for the compiler."""
-    return Kernel(lambda target: make_write_kv(head_dim, block_size, target), KV_WRITE_ARGUMENTS, NUM_THREADS, 8)
+    return Kernel(
+        lambda target: make_write_kv(head_dim, block_size, target),
+        KV_WRITE_ARGUMENTS,
+        NUM_THREADS,
+        8,
+        name=f"write-kv-{head_dim}-b{block_size}",
+        instructions=("LDG.128", "STG.128"),
+        wide=True,
+    )

@@ -31,6 +31,10 @@ class Kernel:
     argument_types: tuple[str, ...]  # names of Target's types
     num_threads: int  # the most threads of a block
     min_blocks_per_sm: int = 1  # caps the registers
+    name: str = ""  # in the catalogue (`catalog.py`), and of its prebuilt file; "" for kernels outside it
+    min_compute_capability: tuple[int, int] = (8, 0)  # the oldest GPU that has its instructions: PTX is made for it
+    instructions: tuple[str, ...] = ()  # what its machine code has to hold, such as "HMMA", "LDG.128"
+    wide: bool = False  # global memory is read and written 16 bytes at a time, but for a few indices
 
     @property
     def max_registers(self) -> int:

@@ -1,0 +1,25 @@
+"""Every kernel that the product can launch, by name: what the compile gate, prebuilding and the model go through."""
+
+from numba_kernels.cuda.block_copy import copy_blocks_kernel
+from numba_kernels.cuda.decode import ELEMENTS, HEAD_DIMS, decode_kernels
+from numba_kernels.cuda.decode_merge import merge_splits_kernel
+from numba_kernels.cuda.kv_write import write_kv_kernel
+from numba_kernels.cuda.target import Kernel
+
+
+def catalog() -> dict[str, Kernel]:
+    """By name. Raises ValueError if two kernels share one, or one has none.
+
+    Blocks hold 16 tokens here, the cache's default; a kernel for another size is the same source, compiled when used.
+    """
+    kernels = [
+        *decode_kernels(),
+        *(merge_splits_kernel(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS),
+        *(write_kv_kernel(head_dim) for head_dim in HEAD_DIMS),
+        copy_blocks_kernel(),
+    ]
+    named = {kernel.name: kernel for kernel in kernels}
+    if len(named) < len(kernels) or "" in named:
+        names = sorted(kernel.name for kernel in kernels)
+        raise ValueError(f"each kernel needs a name of its own: {names}")
+    return named
