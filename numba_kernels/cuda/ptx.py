@@ -70,9 +70,17 @@ stg_f32x2 = _instruction("stg_f32x2", [], [I64, F32, F32], "st.global.v2.f32 [$0
 
 # Asynchronous copies from global to shared memory, in groups (sm_80 and later).
 cp_async16 = _instruction("cp_async16", [], [I32, I64], "cp.async.cg.shared.global.L2::128B [$0], [$1], 16;", "memory")
+# The same of num_bytes (0 or 16): what is left over is filled with zeros, and not read.
+cp_async16_zfill = _instruction(
+    "cp_async16_zfill", [], [I32, I64, I32], "cp.async.cg.shared.global.L2::128B [$0], [$1], 16, $2;", "memory"
+)
 cp_async_commit = _instruction("cp_async_commit", [], [], "cp.async.commit_group;", "memory")
 cp_async_wait0 = _instruction("cp_async_wait0", [], [], "cp.async.wait_group 0;", "memory")
 cp_async_wait1 = _instruction("cp_async_wait1", [], [], "cp.async.wait_group 1;", "memory")
+
+# Shared memory, by address.
+sts_u32 = _instruction("sts_u32", [], [I32, U32], "st.shared.u32 [$0], $1;", "memory")
+lds128 = _instruction("lds128", [U32] * 4, [I32], "ld.shared.v4.u32 {$0,$1,$2,$3}, [$4];", "memory")
 
 # Warps. All 32 lanes take part.
 shfl_xor_f32 = _instruction(
@@ -81,6 +89,17 @@ shfl_xor_f32 = _instruction(
 movmatrix_trans = _instruction(
     "movmatrix_trans", [U32], [U32], "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "ordered", "convergent"
 )
+
+
+def _ldmatrix(name: str, modifier: str) -> Any:
+    """Four 8x8 matrices of 16-bit elements from shared memory: lane l has the address of row l % 8 of matrix l / 8."""
+    template = f"ldmatrix.sync.aligned.m8n8.x4{modifier}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
+    return _instruction(name, [U32] * 4, [I32], template, "memory", "convergent")
+
+
+# Lane l receives elements 2 (l % 4) and the next of row l / 4 of each matrix; transposed, of column l / 4.
+ldmatrix_x4 = _ldmatrix("ldmatrix_x4", "")
+ldmatrix_x4_trans = _ldmatrix("ldmatrix_x4_trans", ".trans")
 
 
 def _mma(name: str, element: str) -> Any:

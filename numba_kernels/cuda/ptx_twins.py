@@ -60,6 +60,18 @@ def _transpose8x8(lanes: list[tuple[Any, ...]]) -> list[Any]:
     return [int(w) for w in turned[_GROUP, _IN_GROUP * 2] | turned[_GROUP, _IN_GROUP * 2 + 1] << 16]
 
 
+def _spread_matrices(lanes: list[tuple[Any, ...]]) -> list[Any]:
+    """From the four words of each lane's row to one word of each of the four matrices."""
+    words = np.array([lane[0] for lane in lanes], dtype=np.uint32).reshape(4, 8, 4)  # [matrix, row, word]
+    return words[:, _GROUP, _IN_GROUP].T.tolist()  # type: ignore[no-any-return]
+
+
+def _spread_transposed(lanes: list[tuple[Any, ...]]) -> list[Any]:
+    rows = np.array([lane[0] for lane in lanes], dtype=np.uint32).view(np.uint16).reshape(4, 8, 8)
+    turned = np.ascontiguousarray(rows.transpose(0, 2, 1)).view(np.uint32)  # [matrix, column, pair of rows]
+    return turned[:, _GROUP, _IN_GROUP].T.tolist()  # type: ignore[no-any-return]
+
+
 def _shuffle_xor(lanes: list[tuple[Any, ...]]) -> list[Any]:
     return [lanes[i ^ lane[1]][0] for i, lane in enumerate(lanes)]
 
@@ -70,6 +82,8 @@ WARP_OPERATIONS: dict[str, Callable[[list[tuple[Any, ...]]], list[Any]]] = {
     "mma_f16": lambda lanes: _mma(lanes, _float16_pairs),
     "movmatrix_trans": _transpose8x8,
     "shfl_xor_f32": _shuffle_xor,
+    "ldmatrix_x4": _spread_matrices,
+    "ldmatrix_x4_trans": _spread_transposed,
 }
 
 
@@ -120,7 +134,10 @@ class PtxTwins:
 
     def cp_async16(self, target: int, source: int) -> None:
         """Arrives as late as it may, when this lane waits for its group, or as early."""
-        words = self._memory.read(source, "<4I")
+        self.cp_async16_zfill(target, source, 16)
+
+    def cp_async16_zfill(self, target: int, source: int, num_bytes: int) -> None:
+        words = self._memory.read(source, "<4I") if num_bytes else (0, 0, 0, 0)
         self._copies()[-1].append((target, words))
         if self._early_copies:
             self._shared().write(target, "<4I", *words)
@@ -140,6 +157,18 @@ class PtxTwins:
             for target, words in groups.pop(0):
                 if not self._early_copies:
                     self._shared().write(target, "<4I", *words)
+
+    def sts_u32(self, address: int, value: int) -> None:
+        self._shared().write(address, "<I", value)
+
+    def lds128(self, address: int) -> tuple[int, ...]:
+        return self._shared().read(address, "<4I")
+
+    def ldmatrix_x4(self, address: int) -> Any:
+        return self._together("ldmatrix_x4", (self._shared().read(address, "<4I"),))
+
+    def ldmatrix_x4_trans(self, address: int) -> Any:
+        return self._together("ldmatrix_x4_trans", (self._shared().read(address, "<4I"),))
 
     def shfl_xor_f32(self, value: Any, mask: int) -> Any:
         return self._together("shfl_xor_f32", (value, mask))

@@ -63,15 +63,26 @@ class _Block:
     shared: AddressSpace = field(default_factory=AddressSpace)
     arrays: list[CheckedArray] = field(default_factory=list)
     next_address: int = _SHARED_WINDOW
+    dynamic_bytes: int = 0
+    dynamic: CheckedArray | None = None
 
     def shared_array(self, position: int, length: int, dtype: Any) -> CheckedArray:
         """All threads of a block make the same arrays in the same order: the n-th is one array."""
         if position == len(self.arrays):
-            array = CheckedArray(length, dtype, self.next_address)
-            self.arrays.append(array)
-            self.shared.add(self.next_address, array.view)
-            self.next_address += -(-4 * length // 128) * 128
+            self.arrays.append(self._allocate(length, dtype))
         return self.arrays[position]
+
+    def dynamic_array(self, dtype: Any) -> CheckedArray:
+        """What the launch asked for, whoever names it."""
+        if self.dynamic is None:
+            self.dynamic = self._allocate(self.dynamic_bytes // 4, dtype)
+        return self.dynamic
+
+    def _allocate(self, length: int, dtype: Any) -> CheckedArray:
+        array = CheckedArray(length, dtype, self.next_address)
+        self.shared.add(self.next_address, array.view)
+        self.next_address += -(-4 * length // 128) * 128
+        return array
 
 
 def _running() -> Any:
@@ -84,8 +95,12 @@ def _together(operation: str, operands: tuple[Any, ...]) -> Any:
 
 
 class _SharedArrays:
-    def array(self, shape: int, dtype: Any) -> CheckedArray:
+    def array(self, shape: int, dtype: Any, _alignment: int = 4) -> CheckedArray:
+        """Shape 0 names the launch's dynamic shared memory."""
         thread = _running()
+        if shape == 0:
+            dynamic: CheckedArray = thread.block.dynamic_array(_ELEMENTS[dtype])
+            return dynamic
         thread.num_shared_arrays += 1
         array: CheckedArray = thread.block.shared_array(thread.num_shared_arrays - 1, shape, _ELEMENTS[dtype])
         return array
@@ -133,7 +148,12 @@ class Simulator:
     early_copies: bool = False
 
     def launch(
-        self, make_kernel: Callable[[Target], Callable[..., None]], grid: Index3, num_threads: int, *args: Any
+        self,
+        make_kernel: Callable[[Target], Callable[..., None]],
+        grid: Index3,
+        num_threads: int,
+        *args: Any,
+        dynamic_shared_bytes: int = 0,
     ) -> None:
         """Run `make_kernel(target)` over a grid of one-dimensional blocks. Raises `MemoryFault`, `LaunchFault`."""
         memory = AddressSpace()
@@ -147,7 +167,8 @@ class Simulator:
         blocks = [Index3(x, y, z) for z in range(grid.z) for y in range(grid.y) for x in range(grid.x)]
         with np.errstate(all="ignore"):
             for index in order.permutation(len(blocks)):
-                _run_block(lambda: kernel(*args), _Block(blocks[index]), num_threads, order)
+                block = _Block(blocks[index], dynamic_bytes=dynamic_shared_bytes)
+                _run_block(lambda: kernel(*args), block, num_threads, order)
 
 
 def _simulated_target(cuda: _Cuda, memory: AddressSpace, early_copies: bool) -> Target:

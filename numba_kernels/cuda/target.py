@@ -35,6 +35,9 @@ class Kernel:
     min_compute_capability: tuple[int, int] = (8, 0)  # the oldest GPU that has its instructions: PTX is made for it
     instructions: tuple[str, ...] = ()  # what its machine code has to hold, such as "HMMA", "LDG.128"
     wide: bool = False  # global memory is read and written 16 bytes at a time, but for a few indices
+    dynamic_shared_bytes: int = (
+        0  # of `cuda.shared.array(0, ...)`; more than 48 KB a launcher has to ask the driver for
+    )
 
     @property
     def max_registers(self) -> int:
