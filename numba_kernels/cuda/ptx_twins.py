@@ -63,13 +63,13 @@ def _transpose8x8(lanes: list[tuple[Any, ...]]) -> list[Any]:
 def _spread_matrices(lanes: list[tuple[Any, ...]]) -> list[Any]:
     """From the four words of each lane's row to one word of each of the four matrices."""
     words = np.array([lane[0] for lane in lanes], dtype=np.uint32).reshape(4, 8, 4)  # [matrix, row, word]
-    return words[:, _GROUP, _IN_GROUP].T.tolist()  # type: ignore[no-any-return]
+    return words[:, _GROUP, _IN_GROUP].T.tolist()
 
 
 def _spread_transposed(lanes: list[tuple[Any, ...]]) -> list[Any]:
     rows = np.array([lane[0] for lane in lanes], dtype=np.uint32).view(np.uint16).reshape(4, 8, 8)
     turned = np.ascontiguousarray(rows.transpose(0, 2, 1)).view(np.uint32)  # [matrix, column, pair of rows]
-    return turned[:, _GROUP, _IN_GROUP].T.tolist()  # type: ignore[no-any-return]
+    return turned[:, _GROUP, _IN_GROUP].T.tolist()
 
 
 def _shuffle_xor(lanes: list[tuple[Any, ...]]) -> list[Any]:
