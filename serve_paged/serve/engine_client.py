@@ -1,8 +1,8 @@
 """The ingress's side of an engine replica: streams that stop the engine when they are closed."""
 
 import secrets
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
 
 from ray.serve.handle import DeploymentHandle
 
@@ -21,6 +21,7 @@ class EngineRequest:
     params: SamplingParams  # the seed is always set, so that the request can be resumed anywhere
     priority: int = 0
     cache_salt: str = ""
+    output_token_ids: Mapping[int, list[int]] = field(default_factory=dict)  # to resume: choice -> its output so far
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

@@ -46,6 +46,7 @@ class EngineReplica:
                 request.params,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                output_token_ids=request.output_token_ids,
             )
         )
         self._num_streams += 1

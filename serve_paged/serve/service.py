@@ -11,6 +11,7 @@ from serve_paged.core.request_limits import check_request
 from serve_paged.serve.engine_client import EngineClient, EngineRequest, with_seed
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.protocol import Message, SamplingFields
+from serve_paged.serve.resume import ResumePolicy, resumed
 from serve_paged.serve.tokenization import PromptTokenizer
 
 
@@ -21,6 +22,7 @@ class TextService:
         self.card = card
         self.client = client
         self.tokenizer = PromptTokenizer(card)
+        self._resume = ResumePolicy()
 
     async def text_request(self, prompt: str | list[int], fields: SamplingFields) -> EngineRequest:
         """Prepare a plain prompt. Raises `InvalidRequest` for what can never be served."""
@@ -51,5 +53,5 @@ class TextService:
         )
 
     def stream(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """Run a request; closing the stream aborts it."""
-        return self.client.stream(request)
+        """Run a request, on another replica if one is lost; closing the stream aborts it."""
+        return resumed(request, self.client.stream, self._resume)
