@@ -19,6 +19,18 @@ class Kernels(Protocol):
     def device(self) -> torch.device:
         """Where weights, activations and the KV cache live."""
 
+    @property
+    def name(self) -> str:
+        """What messages call it: "cpu" or "cuda"."""
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The element types that weights, activations and the KV cache may have."""
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """The head_dims that attention takes, ascending."""
+
     def preferred_dtype(self) -> torch.dtype:
         """The element type this device is fastest with."""
 

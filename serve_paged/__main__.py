@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 model_option = click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, help="Name, folder, .gguf or Hugging Face id."
 )
-dtype_option = click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True
-)
+DTYPES = click.Choice(["auto", "float32", "bfloat16", "float16"])
+dtype_option = click.option("--dtype", type=DTYPES, default="auto", show_default=True)
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 threads_option = click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads; default: all.")
 
 
@@ -45,6 +45,7 @@ def serve(config: Path) -> None:
 @click.argument("prompt")
 @model_option
 @dtype_option
+@device_option
 @threads_option
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
@@ -56,6 +57,7 @@ def generate(
     prompt: str,
     model: str,
     dtype: str,
+    device: str,
     threads: int | None,
     max_tokens: int,
     temperature: float,
@@ -72,7 +74,7 @@ def generate(
 
     try:
         params = SamplingParams(n=num_choices, temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
-        engine = _build_engine(model=model, dtype=dtype, threads=threads)
+        engine = _build_engine(model=model, dtype=dtype, device=device, threads=threads)
         text_model = engine.text_model
         text = prompt if raw else _chat_prompt(text_model, prompt)
         token_ids = text_model.tokenizer.encode(text, add_special_tokens=raw).ids
@@ -91,7 +93,8 @@ def generate(
 
 @main.command()
 @model_option
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="bfloat16", show_default=True)
+@click.option("--dtype", type=DTYPES, default="bfloat16", show_default=True)
+@device_option
 @threads_option
 @click.option("--num-requests", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--input-len", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per prompt.")
@@ -107,6 +110,7 @@ def generate(
 def bench(
     model: str,
     dtype: str,
+    device: str,
     threads: int | None,
     num_requests: int,
     input_len: int,
@@ -124,6 +128,7 @@ def bench(
     engine = _build_engine(
         model=model,
         dtype=dtype,
+        device=device,
         threads=threads,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -26,10 +26,12 @@ class EngineConfig:
 
     model: str = DEFAULT_MODEL  # the default model, a local folder, a .gguf file, or a Hugging Face id
     served_model_name: str | None = None  # the name clients use; None: the model's own
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the processor computes in it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU of compute capability 8.0 or more, else the CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: what the device is fastest with
     max_model_len: int | None = None  # tokens of prompt + output; None: the model's own context length
     block_size: int = 16  # tokens per KV block, a multiple of 16
-    kv_cache_gb: float = 1.0  # memory for KV blocks, GiB
+    kv_cache_gb: float | None = None  # memory for KV blocks, GiB; None: what is free on a GPU, 1.0 on the CPU
+    gpu_memory_utilization: float = 0.9  # of the GPU's memory: what weights, KV blocks and the largest step may fill
     swap_space_gb: float = 0.5  # host memory for swapped-out blocks, GiB; 0 turns swapping off
     max_num_seqs: int = 64  # sequences in one step
     max_num_batched_tokens: int = 512  # the token budget of one step
@@ -45,10 +47,12 @@ class EngineConfig:
                 raise ValueError(f"{field} must be {rule}, got {getattr(self, field)!r}")
 
         require(bool(self.model), "model", "a name, a folder or a file")
-        require(self.dtype in ("auto", "float32", "bfloat16"), "dtype", "auto, float32 or bfloat16")
+        require(self.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
+        require(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
         require(self.max_model_len is None or self.max_model_len >= 1, "max_model_len", "at least 1")
         require(self.block_size >= 16 and self.block_size % 16 == 0, "block_size", "a multiple of 16")
-        require(self.kv_cache_gb > 0, "kv_cache_gb", "above 0")
+        require(self.kv_cache_gb is None or self.kv_cache_gb > 0, "kv_cache_gb", "above 0")
+        require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "above 0, at most 1")
         require(self.swap_space_gb >= 0, "swap_space_gb", "at least 0")
         require(self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
         # Below that the last sequences in line would stand still until others have finished.

@@ -14,6 +14,9 @@ class CpuKernels:
     """`Kernels` on the CPU. Stateless."""
 
     device = torch.device("cpu")
+    name = "cpu"
+    dtypes = (torch.float32, torch.bfloat16)
+    head_dims = tuple(range(16, 257, 16))
     preferred_layout = staticmethod(preferred_layout)
     attention_metadata = staticmethod(attention_metadata)
     paged_attention = staticmethod(paged_attention)

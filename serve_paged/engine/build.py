@@ -5,11 +5,11 @@ import os
 
 import torch
 
-from numba_kernels import CpuKernels, Kernels
 from serve_paged.config import EngineConfig
 from serve_paged.core.block_pool import BlockPool
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.scheduler import Scheduler
+from serve_paged.engine.device import choose_dtype, choose_kernels
 from serve_paged.engine.engine import Engine
 from serve_paged.engine.kv_cache import BlockShape, KVCache
 from serve_paged.engine.model_runner import ModelRunner
@@ -21,7 +21,7 @@ from serve_paged.model.tokenizer import load_chat_template, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU_KV_CACHE_GB = 1.0  # a default: the CPU's memory belongs to others too
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -30,7 +30,7 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises `ValueError` when the model is unknown or unsupported, or the KV cache cannot hold `max_model_len` tokens.
     """
     use_threads(config.threads or usable_cores())
-    kernels = CpuKernels()
+    kernels = choose_kernels(config.device)
     dtype = choose_dtype(config.dtype, kernels)
     return assemble_engine(config, load_model(config.model, dtype, kernels=kernels), dtype)
 
@@ -38,7 +38,7 @@ def build_engine(config: EngineConfig) -> Engine:
 def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
     """The same over a model that is loaded already, in a thread whose `use_threads` was called."""
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-    num_blocks = shape.num_blocks_in(config.kv_cache_gb, dtype)
+    num_blocks = shape.num_blocks_in(config.kv_cache_gb or CPU_KV_CACHE_GB, dtype)
     max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
     kv_cache = KVCache(
         shape,
@@ -61,11 +61,6 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
         max_model_len=max_model_len,
         num_threads=config.threads or usable_cores(),
     )
-
-
-def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
-    """`auto` is what the device is fastest with."""
-    return kernels.preferred_dtype() if name == "auto" else _DTYPES[name]
 
 
 def fit_context(wanted: int | None, of_model: int, num_blocks: int, shape: BlockShape) -> int:

@@ -54,8 +54,9 @@ class KVCache:
         self._kernels = kernels
         self.layout = kernels.preferred_layout(dtype, shape.head_dim)
         self.block_size = shape.block_size
-        self.blocks = torch.zeros((num_blocks, *row), dtype=dtype)
-        self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype)
+        on_gpu = kernels.device.type == "cuda"  # whose copies need pages that stay where they are
+        self.blocks = torch.zeros((num_blocks, *row), dtype=dtype, device=kernels.device)
+        self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype, pin_memory=on_gpu)
 
     def move_blocks(self, output: SchedulerOutput) -> SwapTime:
         """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py)."""

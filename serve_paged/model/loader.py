@@ -17,7 +17,6 @@ from serve_paged.model.rope import rope_tables
 from serve_paged.model.source import model_folder
 from serve_paged.model.weights import WeightReader
 
-HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256  # what numba_kernels.paged_attention takes
 PROGRESS_AFTER_S = 2.0  # shorter loads show no bar
 
 
@@ -41,19 +40,20 @@ def load_model(
     """
     folder = model_folder(model)
     config = read_config(folder)
-    _check_head_dim(config.head_dim)
-    with torch.inference_mode(), WeightReader(folder, config, dtype) as weights:
+    kernels = kernels or CpuKernels()
+    _check_head_dim(config.head_dim, kernels)
+    with torch.inference_mode(), WeightReader(folder, config, dtype, kernels.device) as weights:
         num_positions = max_model_len or config.max_position_embeddings
-        decoder = _build_decoder(config, kernels or CpuKernels(), weights, num_positions)
+        decoder = _build_decoder(config, kernels, weights, num_positions)
     return LoadedModel(decoder, config, folder, fingerprint(folder))
 
 
-def _check_head_dim(head_dim: int) -> None:
+def _check_head_dim(head_dim: int, kernels: Kernels) -> None:
     """Raise `UnsupportedModel` for heads that attention's kernels do not take: before the weights are read."""
-    if head_dim % HEAD_DIM_STEP or head_dim > MAX_HEAD_DIM:
+    if head_dim not in kernels.head_dims:
+        possible = ", ".join(map(str, kernels.head_dims))
         raise UnsupportedModel(
-            f"heads of {head_dim} dimensions are not supported: they must be a multiple of {HEAD_DIM_STEP}, at most "
-            f"{MAX_HEAD_DIM}"
+            f"heads of {head_dim} dimensions are not supported on {kernels.name}; supported: {possible}"
         )
 
 
@@ -69,7 +69,7 @@ def _build_decoder(config: ModelConfig, kernels: Kernels, weights: WeightReader,
         layers=[_build_layer(config, weights, layer) for layer in progress],
         norm=weights.read("model.norm.weight"),
         lm_head=Linear(head),
-        rope=rope_tables(config, num_positions),
+        rope=rope_tables(config, num_positions, kernels.device),
     )
 
 

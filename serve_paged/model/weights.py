@@ -46,11 +46,12 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class WeightReader:
-    """Reads weights by name from memory-mapped files, straight into tensors of the wanted dtype."""
+    """Reads weights by name from memory-mapped files, straight into tensors of the wanted dtype and device."""
 
-    def __init__(self, folder: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Open the files and compare names and shapes with the config. Raises `InvalidWeights`."""
         self._dtype = dtype
+        self._device = device
         self._files = [safe_open(file, framework="pt") for file in weight_files(folder)]
         self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  (not a dict)
         _check(self._file_of, weight_shapes(config), folder)
@@ -68,7 +69,7 @@ class WeightReader:
         """Return the named weights, joined along the first dimension: a copy, no view of the file."""
         parts = [self._file_of[name].get_tensor(name) for name in names]
         num_rows = sum(part.shape[0] for part in parts)
-        joined = torch.empty((num_rows, *parts[0].shape[1:]), dtype=self._dtype)
+        joined = torch.empty((num_rows, *parts[0].shape[1:]), dtype=self._dtype, device=self._device)
         for target, part in zip(joined.split([part.shape[0] for part in parts]), parts, strict=True):
             target.copy_(part)
         return joined

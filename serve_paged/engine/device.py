@@ -1,0 +1,38 @@
+"""Which device an engine runs on, and what it may be asked for there."""
+
+import torch
+
+from numba_kernels import CpuKernels, Kernels
+
+MIN_COMPUTE_CAPABILITY = (8, 0)  # the kernels use asynchronous copies and bfloat16 tensor-core products
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_kernels(device: str) -> Kernels:
+    """The operations of `device`: "auto", "cpu" or "cuda". Raises `ValueError` saying why "cuda" cannot be had."""
+    if device == "cuda":
+        raise ValueError(f"device: cuda is not possible: {why_no_gpu() or 'the engine does not run there yet'}")
+    return CpuKernels()
+
+
+def why_no_gpu() -> str:
+    """Why the kernels cannot run on a GPU in this process; empty if they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU (in Ray, a replica is given one by num_gpus in its ray_actor_options)"
+    capability = torch.cuda.get_device_capability(0)
+    if capability < MIN_COMPUTE_CAPABILITY:
+        found, needed = (".".join(map(str, version)) for version in (capability, MIN_COMPUTE_CAPABILITY))
+        return f"{torch.cuda.get_device_name(0)} has compute capability {found}, and {needed} is needed"
+    return ""
+
+
+def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
+    """`auto` is what the device is fastest with. Raises `ValueError` for a dtype that its kernels do not take."""
+    dtype = kernels.preferred_dtype() if name == "auto" else _DTYPES[name]
+    if dtype not in kernels.dtypes:
+        possible = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.dtypes)
+        raise ValueError(f"dtype: {name} is not possible on {kernels.name}; possible: {possible}")
+    return dtype
