@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 
 from numba_kernels.cuda.device_memory import AddressSpace, CheckedArray
 from numba_kernels.cuda.ptx_twins import WARP_OPERATIONS, PtxTwins
-from numba_kernels.cuda.target import Target
+from numba_kernels.cuda.target import Index3, Target
 
 WARP = 32
 _SHARED_WINDOW = 1024  # where shared memory begins: 0 is no valid address
@@ -35,13 +35,6 @@ def _as_uint32(value: Any) -> int:
 
 
 _ELEMENTS: dict[Any, Any] = {np.float32: np.float32, _as_int32: np.int32, _as_uint32: np.uint32}
-
-
-@dataclass(frozen=True, slots=True)
-class Index3:
-    x: int
-    y: int = 1
-    z: int = 1
 
 
 class _Thread(greenlet):

@@ -24,8 +24,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Index3:
+    """A place in a grid, or a grid's extents."""
+
+    x: int
+    y: int = 1
+    z: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """A kernel's source with what the compiler has to be told."""
+    """A kernel's source with what the compiler has to be told. Factories give the same object for the same variant."""
 
     make: Callable[[Target], Callable[..., None]]
     argument_types: tuple[str, ...]  # names of Target's types

@@ -1,0 +1,101 @@
+"""A device that is not there: kernels run in the simulator, over tensors in the CPU's memory."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from numba_kernels.cuda.launcher import Arguments, DeviceProperties
+from numba_kernels.cuda.simulator import Simulator
+from numba_kernels.cuda.target import Index3, Kernel
+
+_NAN = 0x7FFF  # of bfloat16 and float16; two of them are a float32's, and either byte is an e4m3's
+_ARGUMENT = {"int32": int, "int64": int, "float32": np.float32}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LateCopy:
+    """Rows on their way: what they were when the copy was asked for, and where they go."""
+
+    rows: Tensor  # int16 [num_pairs, row_bytes / 2]
+    places: Tensor  # int16 [num_destination_rows, row_bytes / 2]
+    at: list[int]  # [num_pairs]
+    storage: int  # the destination's
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedLauncher:
+    """`Launcher` over CPU tensors. Kernels run at once; copies of rows arrive as late as a stream allows.
+
+    Until a later launch or copy touches it, or `synchronize`, what a copy is to write is NaN: a host that reads it too
+    early does not find it. `seed` chooses the order in which a kernel's lanes run.
+    """
+
+    seed: int = 0
+    properties: DeviceProperties = field(default_factory=lambda: DeviceProperties(2, (9, 0)))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _late: list[_LateCopy] = field(default_factory=list)
+
+    def launch(
+        self, kernel: Kernel, grid: Index3, num_threads: int, args: Arguments, touching: tuple[Tensor, ...]
+    ) -> None:
+        """Raises `MemoryFault` and `LaunchFault`, and TypeError for arguments of another number or type."""
+        if len(args) != len(kernel.argument_types):
+            raise TypeError(f"{kernel.name} takes {len(kernel.argument_types)} arguments, not {len(args)}")
+        storages = {_storage(tensor): tensor for tensor in touching if tensor.numel()}
+        self._arrive(set(storages))
+        arrays = [_bytes(tensor).numpy() for tensor in storages.values()]
+        values: list[Any] = [_ARGUMENT[name](arg) for name, arg in zip(kernel.argument_types, args, strict=True)]
+        shared = kernel.dynamic_shared_bytes
+        Simulator(arrays, self.seed).launch(kernel.make, grid, num_threads, *values, dynamic_shared_bytes=shared)
+
+    def copy_rows(self, source: Tensor, destination: Tensor, pairs: list[tuple[int, int]]) -> None:
+        """As in `Launcher`; which of the two is the host's makes no difference here."""
+        self._arrive({_storage(source), _storage(destination)})
+        rows, places, to = _halves(source), _halves(destination), [j for _, j in pairs]
+        self._late.append(_LateCopy(rows[[i for i, _ in pairs]], places, to, _storage(destination)))
+        places[to] = _NAN
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Filled with what is NaN in every element type, and no valid index."""
+        memory = torch.empty(shape, dtype=dtype)
+        if memory.numel():
+            _bytes(memory).fill_(_NAN >> 8)
+            even = memory.nbytes // 2 * 2
+            _bytes(memory)[:even].view(torch.int16).fill_(_NAN)
+        return memory
+
+    def staging(self, num_bytes: int) -> Tensor:
+        """Ordinary memory: nothing copies from it behind our back."""
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """There is nothing to load."""
+
+    def synchronize(self) -> None:
+        """Let everything arrive."""
+        self._arrive({copy.storage for copy in self._late})
+
+    def _arrive(self, storages: set[int]) -> None:
+        """Finish the copies into these storages, in their order."""
+        for copy in self._late:
+            if copy.storage in storages:
+                copy.places[copy.at] = copy.rows
+        self._late = [copy for copy in self._late if copy.storage not in storages]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """All of the memory that a view looks into, as uint8."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
+def _halves(tensor: Tensor) -> Tensor:
+    """A contiguous tensor's rows as int16 [num_rows, row_bytes / 2], the same memory."""
+    return tensor.view(torch.uint8).view(tensor.shape[0], -1).view(torch.int16)
