@@ -12,6 +12,7 @@ class ScheduledSequence:
     seq: Sequence
     num_new_tokens: int
     needs_token: bool  # it has caught up with its tokens after this step: sample from its last logits
+    pending_sample: int | None = None  # its one new token is not known yet: it is this one of the step before's samples
 
 
 @dataclass(frozen=True, slots=True)

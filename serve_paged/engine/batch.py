@@ -8,15 +8,21 @@ from torch import Tensor
 
 from numba_kernels import AttentionMetadata, Kernels
 from serve_paged.core.schedule_output import ScheduledSequence, SchedulerOutput
+from serve_paged.engine.device import to_device
 
 # oneDNN adds up the products of a single row in another order than those of several. With two rows at least, one of
-# them padding if need be, a token's numbers do not depend on how many others share its step.
+# them padding if need be, a token's numbers do not depend on how many others share its step. cuBLAS promises no such
+# thing for any number of rows; there it changes nothing, as steps of one token run in graphs (decode_graphs.py).
 MIN_ROWS = 2
+_UNKNOWN = [0]  # stands for a token until the device puts in what it is
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's tokens, all sequences one after another; then padding, which writes nothing and nobody reads."""
+    """One step's tokens, all sequences one after another; then padding, which writes nothing and nobody reads.
+
+    Tensors are on the device.
+    """
 
     input_ids: Tensor  # int64 [num_tokens]
     positions: Tensor  # int64 [num_tokens]
@@ -26,8 +32,11 @@ class Batch:
     prompt_rows: dict[int, tuple[int, int]]  # the same -> rows [start, stop) that its prompt logprobs come from
 
 
-def build_batch(output: SchedulerOutput, block_size: int, kernels: Kernels) -> Batch:
-    """Lay out the scheduled tokens; prompt_logprobs requests want the logits of all their prompt tokens."""
+def build_batch(output: SchedulerOutput, block_size: int, kernels: Kernels, samples: Tensor | None = None) -> Batch:
+    """Lay out the scheduled tokens; prompt_logprobs requests want the logits of all their prompt tokens.
+
+    `samples`, int64 on the device, are those of the step before, for tokens that the host does not know yet.
+    """
     ids: list[int] = []
     positions: list[np.ndarray] = []
     slots: list[np.ndarray] = []
@@ -42,7 +51,7 @@ def build_batch(output: SchedulerOutput, block_size: int, kernels: Kernels) -> B
         start = seq.num_computed_tokens
         stop = start + scheduled.num_new_tokens
         rows.add(i, scheduled, first_row=len(ids))
-        ids.extend(seq.tokens(start, stop))
+        ids.extend(seq.tokens(start, stop) if scheduled.pending_sample is None else _UNKNOWN)
         tables[i, : len(seq.block_table)] = seq.block_table
         position = np.arange(start, stop, dtype=np.int64)
         positions.append(position)
@@ -60,14 +69,29 @@ def build_batch(output: SchedulerOutput, block_size: int, kernels: Kernels) -> B
         torch.from_numpy(cu_seqlens),
         torch.from_numpy(seq_lens),
     )
+    input_ids = to_device(torch.tensor(ids, dtype=torch.int64), kernels.device)
+    if samples is not None:
+        _fill_in(input_ids, samples, cu_seqlens, output)
     return Batch(
-        input_ids=torch.tensor(ids, dtype=torch.int64),
-        positions=torch.from_numpy(np.concatenate(positions)),
+        input_ids=input_ids,
+        positions=to_device(torch.from_numpy(np.concatenate(positions)), kernels.device),
         metadata=metadata,
         logits_rows=rows.padded(),
         sample_rows=rows.sample_rows,
         prompt_rows=rows.prompt_rows,
     )
+
+
+def _fill_in(input_ids: Tensor, samples: Tensor, cu_seqlens: np.ndarray, output: SchedulerOutput) -> None:
+    """Put the samples that only the device knows where they belong."""
+    found = [
+        (int(cu_seqlens[i]), scheduled.pending_sample)
+        for i, scheduled in enumerate(output.scheduled)
+        if scheduled.pending_sample is not None
+    ]
+    if found:
+        to, source = to_device(torch.tensor(found, dtype=torch.int64), input_ids.device).unbind(1)
+        input_ids[to] = samples[source]
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from serve_paged.core.scheduler import Scheduler
 from serve_paged.engine.device import choose_dtype, choose_kernels
 from serve_paged.engine.engine import Engine
 from serve_paged.engine.kv_cache import BlockShape, KVCache
-from serve_paged.engine.model_runner import ModelRunner
+from serve_paged.engine.model_runner import EagerRunner
 from serve_paged.engine.sampler import Sampler
 from serve_paged.engine.text import TextModel
 from serve_paged.engine.threads import usable_cores, use_threads
@@ -47,7 +47,7 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
         num_blocks=num_blocks,
         num_host_blocks=shape.num_blocks_in(config.swap_space_gb, dtype),
     )
-    runner = ModelRunner(model.decoder, kv_cache)
+    runner = EagerRunner(model.decoder, kv_cache)
     runner.warm_up(min(config.max_num_batched_tokens, max_model_len))
     text_model = describe_text(config, model, dtype)
     costs = PreemptionCosts()

@@ -29,6 +29,11 @@ def why_no_gpu() -> str:
     return ""
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring a CPU tensor there without waiting for a GPU; on the CPU it is the tensor itself."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
     """`auto` is what the device is fastest with. Raises `ValueError` for a dtype that its kernels do not take."""
     dtype = kernels.preferred_dtype() if name == "auto" else _DTYPES[name]

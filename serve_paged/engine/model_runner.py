@@ -1,66 +1,87 @@
 """Runs one step's forward pass over the paged KV cache."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from serve_paged.core.schedule_output import SchedulerOutput
-from serve_paged.engine.batch import Batch, build_batch
+from serve_paged.engine.batch import build_batch
+from serve_paged.engine.device import to_device
 from serve_paged.engine.kv_cache import KVCache
 from serve_paged.model.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True)
 class StepLogits:
-    """Logits of one step: float32 [num_logits, vocab_size], and which rows belong to whom."""
+    """Logits of one step, float32 [num_logits, vocab_size] on the device, and which rows belong to whom.
+
+    They are the runner's: whoever samples may write into them, and the next `run` may overwrite them.
+    """
 
     logits: Tensor
-    batch: Batch
+    sample_rows: dict[int, int]  # index into output.scheduled -> row of the logits its next token comes from
+    prompt_rows: dict[int, tuple[int, int]]  # the same -> rows [start, stop) that its prompt logprobs come from
 
     def to_sample(self, scheduled_indices: list[int]) -> Tensor:
         """The logits that these scheduled sequences' next tokens are drawn from, one row each."""
-        rows = [self.batch.sample_rows[i] for i in scheduled_indices]
+        rows = [self.sample_rows[i] for i in scheduled_indices]
         if rows == list(range(self.logits.shape[0])):
             return self.logits  # the usual case: every row is sampled from once, so no copy
-        return self.logits[torch.tensor(rows, dtype=torch.int64)]
+        return self.logits[to_device(torch.tensor(rows, dtype=torch.int64), self.logits.device)]
 
     def of_prompt(self, scheduled_index: int) -> Tensor | None:
         """The logits that predict the prompt tokens after the first of this chunk, if they were asked for."""
-        rows = self.batch.prompt_rows.get(scheduled_index)
+        rows = self.prompt_rows.get(scheduled_index)
         return None if rows is None else self.logits[rows[0] : rows[1]]
 
 
-class ModelRunner:
-    """Owns nothing but references: the decoder's weights and the KV cache's memory."""
+class ModelRunner(Protocol):
+    """What the engine asks for: on a GPU nothing here waits for it, and results are good for what is launched later."""
+
+    def run(self, output: SchedulerOutput, samples: Tensor | None = None) -> StepLogits:
+        """Compute the scheduled tokens, write their K and V, return the logits that somebody needs.
+
+        `samples`, int64 on the device: what the step before sampled, for sequences with a `pending_sample`.
+        """
+
+
+class EagerRunner:
+    """A `ModelRunner` that launches each operation by itself. References only: the decoder's weights, the cache."""
 
     def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
 
     @torch.inference_mode()
-    def run(self, output: SchedulerOutput) -> StepLogits:
-        """Compute the scheduled tokens, write their K and V, return the logits that somebody needs."""
-        batch = build_batch(output, self._kv_cache.block_size, self._decoder.kernels)
+    def run(self, output: SchedulerOutput, samples: Tensor | None = None) -> StepLogits:
+        """As in `ModelRunner`."""
+        batch = build_batch(output, self._kv_cache.block_size, self._decoder.kernels, samples)
         hidden = self._decoder.forward(
             batch.input_ids, batch.positions, self._kv_cache.blocks, batch.metadata, self._kv_cache.layout
         )
         if batch.logits_rows != list(range(hidden.shape[0])):  # in decode every token needs its logits: no gather then
-            hidden = hidden[torch.tensor(batch.logits_rows, dtype=torch.int64)]
-        return StepLogits(self._decoder.logits(hidden), batch)
+            hidden = hidden[to_device(torch.tensor(batch.logits_rows, dtype=torch.int64), hidden.device)]
+        return StepLogits(self._decoder.logits(hidden), batch.sample_rows, batch.prompt_rows)
 
     @torch.inference_mode()
     def warm_up(self, max_num_tokens: int) -> None:
         """Load or compile every kernel by running padded batches that write nothing."""
         for num_seqs, tokens_per_seq in ((2, 1), (32, 1), (1, max_num_tokens)):
-            num_tokens = num_seqs * tokens_per_seq
-            metadata = self._decoder.kernels.attention_metadata(
-                torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),
-                torch.full((num_tokens,), -1, dtype=torch.int64),
-                torch.arange(0, num_tokens + 1, tokens_per_seq, dtype=torch.int32),
-                torch.full((num_seqs,), tokens_per_seq, dtype=torch.int32),
-            )
-            ids = torch.zeros(num_tokens, dtype=torch.int64)
-            positions = torch.arange(tokens_per_seq, dtype=torch.int64).repeat(num_seqs)
-            hidden = self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)
-            self._decoder.logits(hidden[:num_seqs])
+            self.run_padding(num_seqs, tokens_per_seq)
+
+    @torch.inference_mode()
+    def run_padding(self, num_seqs: int, tokens_per_seq: int) -> None:
+        """A step of sequences in the null block, which writes nothing: what it costs is what such a step costs."""
+        kernels, num_tokens = self._decoder.kernels, num_seqs * tokens_per_seq
+        metadata = kernels.attention_metadata(
+            torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),
+            torch.full((num_tokens,), -1, dtype=torch.int64),
+            torch.arange(0, num_tokens + 1, tokens_per_seq, dtype=torch.int32),
+            torch.full((num_seqs,), tokens_per_seq, dtype=torch.int32),
+        )
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=kernels.device)
+        positions = torch.arange(tokens_per_seq, dtype=torch.int64, device=kernels.device).repeat(num_seqs)
+        hidden = self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)
+        self._decoder.logits(hidden[:num_seqs])
