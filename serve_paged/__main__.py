@@ -6,14 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from serve_paged.config import DEFAULT_MODEL, EngineConfig, prepare_environment
 
 if TYPE_CHECKING:
-    from serve_paged.engine.bench import BenchResult
     from serve_paged.engine.engine import Engine
     from serve_paged.engine.text import TextModel
 
@@ -93,6 +92,10 @@ def generate(
 
 @main.command()
 @model_option
+@click.option(
+    "--random-weights", metavar="SHAPE", help="Instead of --model: random weights of a shape, as llama-3.2-1b."
+)
+@click.option("--num-layers", type=click.IntRange(min=1), help="Of the random model, instead of the shape's own.")
 @click.option("--dtype", type=DTYPES, default="bfloat16", show_default=True)
 @device_option
 @threads_option
@@ -103,47 +106,28 @@ def generate(
     "--lengths", type=click.Choice(["fixed", "sharegpt"]), default="fixed", show_default=True,
     help="sharegpt: a ShareGPT-like mix instead of --input-len and --output-len.",
 )  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of prompts, lengths and random weights.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--kv-cache-gb", type=float, default=1.0, show_default=True)
+@click.option("--kv-cache-gb", type=float, default=None, help="Default: what is free on a GPU, 1.0 on the CPU.")
+@click.option(
+    "--vs", multiple=True,
+    type=click.Choice(["transformers", "generate-one", "generate-static", "continuous-batching"]),
+    help="Then the same trace and weights through transformers; may be repeated. transformers: all three ways.",
+)  # fmt: skip
+@click.option("--static-batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--vs-limit-s", type=float, default=float("inf"), help="Stop each rival after about so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def bench(
-    model: str,
-    dtype: str,
-    device: str,
-    threads: int | None,
-    num_requests: int,
-    input_len: int,
-    output_len: int,
-    lengths: str,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    kv_cache_gb: float,
-    as_json: bool,
-) -> None:
-    """Measure the engine offline: throughput, TTFT and ITL, preemptions, use of the KV cache."""
-    from serve_paged.core.errors import InvalidRequest
-    from serve_paged.engine import bench as benchmark
+def bench(as_json: bool, **options: Any) -> None:
+    """Measure the engine offline: throughput, TTFT and ITL, preemptions, use of the KV cache; and compare it."""
+    from serve_paged.bench.command import BenchOptions, run
+    from serve_paged.bench.report import table
 
-    engine = _build_engine(
-        model=model,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        kv_cache_gb=kv_cache_gb,
-    )
-    wanted = (
-        benchmark.sharegpt_lengths(num_requests, engine.max_model_len)
-        if lengths == "sharegpt"
-        else benchmark.fixed_lengths(num_requests, input_len, output_len)
-    )
     try:
-        result = benchmark.run_bench(engine, wanted, show_progress=sys.stderr.isatty())
-    except InvalidRequest as refused:
-        raise click.ClickException(refused.message) from refused
-    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else _table(result))
+        comparison = run(BenchOptions(**options), show_progress=sys.stderr.isatty())
+    except ValueError as refused:
+        raise click.ClickException(str(refused)) from refused
+    click.echo(json.dumps(comparison.as_dict(), indent=2) if as_json else table(comparison))
 
 
 def _build_engine(**settings: object) -> Engine:
@@ -163,25 +147,6 @@ def _chat_prompt(text_model: TextModel, message: str) -> str:
     if template is None:
         return render_chat(None, {}, messages)
     return render_chat(template.source, template.special_tokens, messages)
-
-
-def _table(result: BenchResult) -> str:
-    ttft, itl = result.ttft_ms, result.itl_ms
-    return "\n".join(
-        (
-            f"requests              {result.num_requests}",
-            f"prompt / output       {result.num_prompt_tokens} / {result.num_output_tokens} tokens",
-            f"elapsed               {result.elapsed_s:.2f} s",
-            f"output throughput     {result.output_tokens_per_s:.1f} tok/s",
-            f"total throughput      {result.total_tokens_per_s:.1f} tok/s",
-            f"TTFT p50 / p90 / p99  {ttft.p50:.1f} / {ttft.p90:.1f} / {ttft.p99:.1f} ms",
-            f"ITL  p50 / p90 / p99  {itl.p50:.1f} / {itl.p90:.1f} / {itl.p99:.1f} ms",
-            f"steps                 {result.num_steps}",
-            f"preemptions           {result.num_preemptions}",
-            f"KV slots in use       {result.kv_slot_share:.1%} of allocated",
-            f"load average          {result.load_average:.2f}",
-        )
-    )
 
 
 if __name__ == "__main__":

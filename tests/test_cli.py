@@ -58,3 +58,15 @@ def test_bad_input_is_named_not_traced() -> None:
     negative = invoke("generate", "hello", "--temperature", "-1")
     assert negative.exit_code == 1
     assert "temperature" in negative.output
+
+
+def test_bench_runs_a_shape_with_random_weights_beside_transformers() -> None:
+    result = invoke(
+        "bench", "--random-weights", "smollm2-135m", "--num-layers", "1", "--dtype", "float32", "--num-requests", "2",
+        "--input-len", "5", "--output-len", "3", "--kv-cache-gb", "0.01", "--vs", "generate-static", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    (rival,) = report["vs"]
+    assert (rival["name"], rival["num_requests"], rival["num_identical"]) == ("generate-static", 2, 2)
+    assert rival["ratio"] > 0

@@ -22,6 +22,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serve_paged/engine": {
         "serve_paged.core", "serve_paged.model", "numba_kernels", "torch", "numpy", "tokenizers", "tqdm", *SHARED,
     },
+    "serve_paged/bench": {
+        "serve_paged.core", "serve_paged.model", "serve_paged.engine", "torch", "numpy", "tqdm", "transformers",
+        *SHARED,
+    },
     "serve_paged/serve": {
         "serve_paged.core", "ray", "starlette", "pydantic", "tokenizers", "transformers", "jinja2", "yaml", "click",
         "uvicorn", "prometheus_client", "opentelemetry", *SHARED,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -17,22 +18,23 @@ from serve_paged.engine.sampler import Sampler
 from serve_paged.engine.text import TextModel
 from serve_paged.engine.threads import usable_cores, use_threads
 from serve_paged.model.loader import LoadedModel, load_model
-from serve_paged.model.tokenizer import load_chat_template, load_tokenizer
+from serve_paged.model.tokenizer import load_chat_template, load_tokenizer, number_tokenizer
 
 logger = logging.getLogger(__name__)
 
 CPU_KV_CACHE_GB = 1.0  # a default: the CPU's memory belongs to others too
 
 
-def build_engine(config: EngineConfig) -> Engine:
+def build_engine(config: EngineConfig, *, load: Callable[..., LoadedModel] = load_model) -> Engine:
     """Load the model that `config` names and return an engine that is warm: every kernel compiled.
 
+    `load` takes what `load_model` takes.
     Raises `ValueError` when the model is unknown or unsupported, or the KV cache cannot hold `max_model_len` tokens.
     """
     use_threads(config.threads or usable_cores())
     kernels = choose_kernels(config.device)
     dtype = choose_dtype(config.dtype, kernels)
-    return assemble_engine(config, load_model(config.model, dtype, kernels=kernels), dtype)
+    return assemble_engine(config, load(config.model, dtype, kernels=kernels), dtype)
 
 
 def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
@@ -98,12 +100,13 @@ def build_scheduler(config: EngineConfig, kv_cache: KVCache, costs: PreemptionCo
 
 
 def describe_text(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> TextModel:
-    """The text side of what was loaded."""
+    """The text side of what was loaded; a model without files gets a vocabulary of numbers."""
+    folder = model.folder
     return TextModel(
         name=config.served_model_name or os.path.basename(config.model.rstrip("/")),
-        folder=str(model.folder),
-        tokenizer=load_tokenizer(model.folder),
-        chat_template=load_chat_template(model.folder),
+        folder="" if folder is None else str(folder),
+        tokenizer=number_tokenizer(model.config.vocab_size) if folder is None else load_tokenizer(folder),
+        chat_template=None if folder is None else load_chat_template(folder),
         vocab_size=model.config.vocab_size,
         eos_token_ids=model.config.eos_token_ids,
         fingerprint=model.fingerprint,

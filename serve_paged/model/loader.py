@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
@@ -20,13 +21,20 @@ from serve_paged.model.weights import WeightReader
 PROGRESS_AFTER_S = 2.0  # shorter loads show no bar
 
 
+class Weights(Protocol):
+    """Where a decoder's weights come from."""
+
+    def read(self, *names: str) -> torch.Tensor:
+        """The named weights, joined along the first dimension: a tensor of the caller's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A decoder that is ready to run, and where it came from."""
 
     decoder: Decoder
     config: ModelConfig
-    folder: Path  # holds config.json and the tokenizer's files
+    folder: Path | None  # holds config.json and the tokenizer's files; None: random weights
     fingerprint: str  # 32 hex digits naming the weights: the root of every block hash
 
 
@@ -44,7 +52,7 @@ def load_model(
     _check_head_dim(config.head_dim, kernels)
     with torch.inference_mode(), WeightReader(folder, config, dtype, kernels.device) as weights:
         num_positions = max_model_len or config.max_position_embeddings
-        decoder = _build_decoder(config, kernels, weights, num_positions)
+        decoder = build_decoder(config, kernels, weights, num_positions)
     return LoadedModel(decoder, config, folder, fingerprint(folder))
 
 
@@ -57,7 +65,8 @@ def _check_head_dim(head_dim: int, kernels: Kernels) -> None:
         )
 
 
-def _build_decoder(config: ModelConfig, kernels: Kernels, weights: WeightReader, num_positions: int) -> Decoder:
+def build_decoder(config: ModelConfig, kernels: Kernels, weights: Weights, num_positions: int) -> Decoder:
+    """Put a decoder together; its RoPE tables cover `num_positions`."""
     embedding = weights.read("model.embed_tokens.weight")
     # A tied head gets its own packed copy: lookups need the rows as they are, and packed products take half the time.
     head = embedding if config.tie_word_embeddings else weights.read("lm_head.weight")
@@ -73,7 +82,7 @@ def _build_decoder(config: ModelConfig, kernels: Kernels, weights: WeightReader,
     )
 
 
-def _build_layer(config: ModelConfig, weights: WeightReader, layer: int) -> DecoderLayer:
+def _build_layer(config: ModelConfig, weights: Weights, layer: int) -> DecoderLayer:
     prefix = f"model.layers.{layer}"
 
     def norm(name: str, present: bool = True) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve_paged.model.errors import ModelNotFound
 
@@ -29,6 +29,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()  # some files ask for it; a prompt is never cut silently
     tokenizer.no_padding()
+    return tokenizer
+
+
+def number_tokenizer(vocab_size: int) -> Tokenizer:
+    """For a model without a tokenizer: token 17 reads "17", and tokens are separated by spaces."""
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(vocab_size)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 

@@ -8,15 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
+from serve_paged.bench.trace import TraceRequest
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.engine import Engine, Request
-
-# Lengths in tokens of ShareGPT's first turns as vLLM's benchmark filters them: lognormal (mu, sigma) and cuts.
-SHAREGPT_INPUT = (4.54, 1.58)
-SHAREGPT_OUTPUT = (4.55, 1.50)
-SHAREGPT_MAX_INPUT = 1024
-SHAREGPT_MAX_TOTAL = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +47,43 @@ class BenchResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens of one request."""
+class EngineRun:
+    """The figures, and what was generated."""
 
-    num_input: int
-    num_output: int
-
-
-def fixed_lengths(num_requests: int, num_input: int, num_output: int) -> list[Lengths]:
-    """All requests alike."""
-    return [Lengths(num_input, num_output)] * num_requests
+    result: BenchResult
+    outputs: list[list[int]]  # token ids, in the trace's order
 
 
-def sharegpt_lengths(num_requests: int, max_model_len: int, seed: int = 0) -> list[Lengths]:
-    """Lengths drawn like ShareGPT's, cut as vLLM's benchmark cuts them and to the context."""
-    rng = np.random.default_rng(seed)
-    total = min(SHAREGPT_MAX_TOTAL, max_model_len)
-    inputs = np.clip(rng.lognormal(*SHAREGPT_INPUT, num_requests), 4, min(SHAREGPT_MAX_INPUT, total // 2)).astype(int)
-    outputs = np.clip(rng.lognormal(*SHAREGPT_OUTPUT, num_requests), 4, None).astype(int)
-    return [Lengths(int(i), int(min(o, total - i))) for i, o in zip(inputs, outputs, strict=True)]
-
-
-def run_bench(engine: Engine, lengths: list[Lengths], *, seed: int = 0, show_progress: bool = False) -> BenchResult:
-    """Serve random prompts of these lengths greedily to their full output length, all added at the start."""
-    rng = np.random.default_rng(seed)
+def run_bench(engine: Engine, trace: list[TraceRequest], *, show_progress: bool = False) -> EngineRun:
+    """Answer a trace greedily to its full output lengths, all requests added at the start."""
     before = engine.stats()
     start = time.perf_counter()
-    for index, length in enumerate(lengths):
-        prompt = rng.integers(0, engine.text_model.vocab_size, length.num_input).tolist()
-        params = SamplingParams(temperature=0.0, max_tokens=length.num_output, ignore_eos=True)
-        engine.add(Request(f"bench-{index}", prompt, params))
-    token_times: dict[str, list[float]] = {f"bench-{i}": [] for i in range(len(lengths))}
+    for index, wanted in enumerate(trace):
+        params = SamplingParams(temperature=0.0, max_tokens=wanted.num_output, ignore_eos=True)
+        engine.add(Request(f"bench-{index}", wanted.prompt_token_ids, params))
+    outputs: dict[str, list[int]] = {f"bench-{i}": [] for i in range(len(trace))}
+    token_times: dict[str, list[float]] = {request_id: [] for request_id in outputs}
     shares: list[float] = []
-    total = sum(length.num_output for length in lengths)
+    total = sum(wanted.num_output for wanted in trace)
     with tqdm(total=total, unit="tok", disable=not show_progress) as progress:
         while engine.has_unfinished():
             deltas = engine.step()
             now = time.perf_counter()
             for delta in deltas:
-                token_times[delta.request_id].append(now)
+                outputs[delta.request_id].extend(delta.token_ids)
+                token_times[delta.request_id].extend([now] * len(delta.token_ids))
+                progress.update(len(delta.token_ids))
             shares.extend(_slot_share(engine.scheduler.running, engine.block_size))
-            progress.update(len(deltas))
     elapsed = time.perf_counter() - start
     after = engine.stats()
-    return BenchResult(
-        num_requests=len(lengths),
-        num_prompt_tokens=sum(length.num_input for length in lengths),
+    num_prompt_tokens = sum(len(wanted.prompt_token_ids) for wanted in trace)
+    result = BenchResult(
+        num_requests=len(trace),
+        num_prompt_tokens=num_prompt_tokens,
         num_output_tokens=total,
         elapsed_s=elapsed,
         output_tokens_per_s=total / elapsed,
-        total_tokens_per_s=(total + sum(length.num_input for length in lengths)) / elapsed,
+        total_tokens_per_s=(total + num_prompt_tokens) / elapsed,
         ttft_ms=_percentiles([times[0] - start for times in token_times.values()]),
         itl_ms=_percentiles([gap for times in token_times.values() for gap in np.diff(times)]),
         num_steps=after.num_steps - before.num_steps,
@@ -109,6 +91,7 @@ def run_bench(engine: Engine, lengths: list[Lengths], *, seed: int = 0, show_pro
         kv_slot_share=float(np.mean(shares)) if shares else 1.0,
         load_average=_load_average(),
     )
+    return EngineRun(result, list(outputs.values()))
 
 
 def _slot_share(running: Iterable[Sequence], block_size: int) -> list[float]:
