@@ -63,6 +63,8 @@ ldg64 = _instruction("ldg64", [U32] * 2, [I64], f"{_STREAM}.v2.u32 {{$0,$1}}, [$
 ldg_i32 = _instruction("ldg_i32", [I32], [I64], "ld.global.nc.s32 $0, [$1];", "ordered")
 ldg_i64 = _instruction("ldg_i64", [I64], [I64], "ld.global.nc.s64 $0, [$1];", "ordered")
 ldg_f32 = _instruction("ldg_f32", [F32], [I64], "ld.global.nc.f32 $0, [$1];")
+# The ordinary path: for what this launch writes too, each thread only what it read itself.
+ld128 = _instruction("ld128", [U32] * 4, [I64], "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];", "ordered")
 stg128 = _instruction("stg128", [], [I64] + [U32] * 4, "st.global.v4.u32 [$0], {$1,$2,$3,$4};", "memory")
 stg_u32 = _instruction("stg_u32", [], [I64, U32], "st.global.u32 [$0], $1;", "memory")
 stg_f32 = _instruction("stg_f32", [], [I64, F32], "st.global.f32 [$0], $1;", "memory")
@@ -119,6 +121,11 @@ lg2 = _instruction("lg2", [F32], [F32], "lg2.approx.ftz.f32 $0, $1;")
 fmax = _instruction("fmax", [F32], [F32, F32], "max.f32 $0, $1, $2;")
 pack_bf16 = _instruction("pack_bf16", [U32], [F32, F32], "cvt.rn.bf16x2.f32 $0, $2, $1;")
 pack_f16 = _instruction("pack_f16", [U32], [F32, F32], "cvt.rn.f16x2.f32 $0, $2, $1;")
+unpack_bf16 = _instruction("unpack_bf16", [F32] * 2, [U32], "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
+_UNPACK_F16 = "{ .reg .f16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }"
+unpack_f16 = _instruction("unpack_f16", [F32] * 2, [U32], _UNPACK_F16)
+rsqrt = _instruction("rsqrt", [F32], [F32], "rsqrt.approx.ftz.f32 $0, $1;")
+rcp = _instruction("rcp", [F32], [F32], "rcp.approx.ftz.f32 $0, $1;")
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """The instructions of `ptx.py` in Python, for the simulator: same names, arguments and results.
 
 Written from the PTX ISA's text and figures, not from what a GPU was seen to do: a conformance test on a GPU has to
-confirm each. Approximate instructions (ex2, lg2) are exact here.
+confirm each. Approximate instructions (ex2, lg2, rsqrt, rcp) are exact here.
 """
 
 import struct
@@ -117,6 +117,9 @@ class PtxTwins:
     def ldg_f32(self, address: int) -> Any:
         return f32(self._memory.read(address, "<f")[0])
 
+    def ld128(self, address: int) -> tuple[int, ...]:
+        return self._memory.read(address, "<4I")
+
     def stg128(self, address: int, a: int, b: int, c: int, d: int) -> None:
         self._memory.write(address, "<4I", a, b, c, d)
 
@@ -200,3 +203,17 @@ class PtxTwins:
 
     def pack_f16(self, low: Any, high: Any) -> int:
         return int(np.array([low, high], np.float16).view(np.uint32)[0])
+
+    def unpack_bf16(self, pair: int) -> tuple[Any, Any]:
+        low, high = np.array([pair << 16 & 0xFFFFFFFF, pair & 0xFFFF0000], np.uint32).view(f32)
+        return low, high
+
+    def unpack_f16(self, pair: int) -> tuple[Any, Any]:
+        low, high = np.array([pair], np.uint32).view(np.float16).astype(f32)
+        return low, high
+
+    def rsqrt(self, value: Any) -> Any:
+        return f32(1.0 / np.sqrt(np.float64(value)))
+
+    def rcp(self, value: Any) -> Any:
+        return f32(1.0) / f32(value)
