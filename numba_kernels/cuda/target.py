@@ -7,7 +7,7 @@ numba-cuda nor a GPU.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,7 @@ class Target:
     float32: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Index3:
+class Index3(NamedTuple):
     """A place in a grid, or a grid's extents."""
 
     x: int
@@ -47,6 +46,11 @@ class Kernel:
     dynamic_shared_bytes: int = (
         0  # of `cuda.shared.array(0, ...)`; more than 48 KB a launcher has to ask the driver for
     )
+
+    @property
+    def entry(self) -> str:
+        """The compiled function's symbol."""
+        return self.name.replace("-", "_") or "kernel"
 
     @property
     def max_registers(self) -> int:
