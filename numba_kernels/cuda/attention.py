@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from numba_kernels.cuda.decode import HEAD_DIMS, MAX_GROUP_SIZE, NUM_THREADS, DecodeVariant, decode_kernel
+from numba_kernels.cuda.decode import HEAD_DIMS, MAX_GROUP_SIZE, NUM_THREADS, DecodeVariant, decode_kernel, grid_blocks
 from numba_kernels.cuda.decode_merge import HEADS, merge_splits_kernel
-from numba_kernels.cuda.decode_plan import NO_WINDOW
 from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.metadata import CudaMetadata, DecodeRows
 from numba_kernels.cuda.target import Index3
@@ -75,18 +74,19 @@ def attend_decode(
     partial_lse = launcher.empty((plan.max_work, num_heads), torch.float32)
     block_stride, layer_stride, v_offset, head_stride, token_stride, _ = (n * size for n in kv_cache.stride())
     k_cache = kv_cache.data_ptr() + layer * layer_stride
-    addresses = (t.data_ptr() for t in (decode.block_tables, decode.seq_lens, plan.work, partial_out, partial_lse, out))
+    num_work = plan.work_begin[num_seqs:]
+    addresses = (t.data_ptr() for t in (decode.block_tables, plan.work, num_work, partial_out, partial_lse, out))
     launcher.launch(
         decode_kernel(variant),
-        Index3(plan.max_work * (2 if variant.wide_group else 1), num_kv_heads),
+        Index3(grid_blocks(variant, plan.max_work, num_kv_heads, launcher.properties.num_sms), num_kv_heads),
         NUM_THREADS,
         (
             *(q.data_ptr(), k_cache, k_cache + v_offset, *addresses),
             *(block_stride, token_stride, head_stride, decode.block_tables.stride(0) * 4),
             *(q.stride(0) * size, q.stride(1) * size),
-            *(NO_WINDOW if window is None else window, group_size, scale * _LOG2_E),
+            *(group_size, scale * _LOG2_E),
         ),
-        (q, kv_cache, decode.block_tables, decode.seq_lens, plan.work, partial_out, partial_lse, out),
+        (q, kv_cache, decode.block_tables, plan.work, plan.work_begin, partial_out, partial_lse, out),
     )
     launcher.launch(
         merge_splits_kernel(head_dim, variant.element),

@@ -1,8 +1,9 @@
 """Decode attention over the paged cache on tensor cores: one query per sequence, split along its keys.
 
-A block of 4 warps takes one split of one sequence, one kv head and up to 8 of its query heads; a warp takes every
-fourth tile of 16 tokens, and keeps keys and values in registers only (`decode_tile.py`). Splits begin at fixed
-positions, so that a sequence's result does not depend on the others of the batch (`decode_plan.py`).
+A block of 4 warps takes one split of one sequence, one kv head and up to 8 of its query heads; then its next split, so
+that the grid is fixed while the number of splits is not. A warp takes every fourth tile of 16 tokens, and keeps keys
+and values in registers only (`decode_tile.py`). Splits begin at fixed positions, so that a sequence's result depends
+neither on the others of the batch nor on the grid (`decode_plan.py`).
 """
 
 import functools
@@ -34,8 +35,8 @@ HEAD_DIMS = (64, 96, 128, 256)
 ELEMENTS = ("bf16", "f16")
 _MIN_BLOCKS_PER_SM = {64: 5, 96: 4, 128: 3, 256: 2}
 
-# q, k_cache, v_cache, block_tables, seq_lens, work, partial_out, partial_lse, out; strides; window, groups, scale
-DECODE_ARGUMENTS = ("int64",) * 9 + ("int64",) * 6 + ("int32", "int32", "float32")
+# q, k_cache, v_cache, block_tables, work, num_work, partial_out, partial_lse, out; strides; group_size, scale
+DECODE_ARGUMENTS = ("int64",) * 9 + ("int64",) * 6 + ("int32", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +146,26 @@ def make_attend_tile(variant: DecodeVariant, target: Target) -> Any:
 
 
 def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
-    """attend_split(q, acc, state, cache addresses of the kv head, table, strides, first, last, begin, end, scale).
+    """attend_split(q, acc, state, cache addresses of the kv head, table, strides, begin, end, scale).
 
-    This warp's tiles of first .. last, into `acc` and `state`.
+    This warp's tiles of the tokens begin .. end, into `acc` and `state`.
     """
     cuda, int32, int64, uint32 = target.cuda, target.int32, target.int64, target.uint32
     block_of, tile_offset = make_block_table(variant, target)
     load_k, attend_tile = make_load_k(variant.head_dim, target), make_attend_tile(variant, target)
-    head_dim, ahead = variant.head_dim, variant.k_ahead
-    k_words, v_words = head_dim // 4, head_dim // 4
+    head_dim, ahead, kv_words = variant.head_dim, variant.k_ahead, variant.head_dim // 4
 
     @target.device
-    def attend_split(  # type: ignore[no-untyped-def]
-        q, acc, state, k_head, v_head, table, block_stride, token_stride, first, last, begin, end, scale
-    ):
-        k = cuda.local.array(k_words, uint32)
-        v = cuda.local.array(v_words, uint32)
+    def attend_split(q, acc, state, k_head, v_head, table, block_stride, token_stride, begin, end, scale):  # type: ignore[no-untyped-def]
+        k = cuda.local.array(kv_words, uint32)
+        v = cuda.local.array(kv_words, uint32)
         g = int64((cuda.threadIdx.x >> 2) & 7)
         j = int64(cuda.threadIdx.x & 3)
         k_lane = k_head + g * token_stride + j * 16
         v_lane = v_head + 2 * j * token_stride + g * 16
         rest_lane = v_head + 2 * j * token_stride + head_dim // 64 * 128 + g * 8
-        tile = int32(first + int32(cuda.threadIdx.x >> 5))
+        last = int32((end + (TOKENS_PER_TILE - 1)) >> 4)
+        tile = int32((begin >> 4) + int32(cuda.threadIdx.x >> 5))
         if tile >= last:
             return
         next_tile = int32(min(int32(tile + WARPS), int32(last - 1)))
@@ -190,10 +189,10 @@ def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
 
 
 def make_finish(variant: DecodeVariant, target: Target) -> Any:
-    """finish(shared_out, shared_state, num_heads, row, partial_row, num_splits, out, partial_out, partial_lse).
+    """finish(shared_out, shared_state, num_heads, row, partial_row, is_partial, out, partial_out, partial_lse).
 
-    Merges the warps and stores `num_heads` rows: to `out` from `row` on if this split is the sequence's only one, else
-    to the partial results from `partial_row` on.
+    Merges the warps and stores `num_heads` rows: to the partial results from `partial_row` on, or to `out` from `row`
+    on if this split is the sequence's only one.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     merge_warps = make_merge_warps(variant.head_dim, target)
@@ -202,94 +201,107 @@ def make_finish(variant: DecodeVariant, target: Target) -> Any:
 
     @target.device
     def finish(  # type: ignore[no-untyped-def]
-        shared_out, shared_state, num_heads, row, partial_row, num_splits, out, partial_out, partial_lse
+        shared_out, shared_state, num_heads, row, partial_row, is_partial, out, partial_out, partial_lse
     ):
         item = int32(cuda.threadIdx.x)
         while item < num_heads * pairs:
             head = int32(item // pairs)
             dim = int32((item - head * pairs) * 2)
             out_0, out_1, lse = merge_warps(head, dim, shared_out, shared_state)
-            if num_splits == 1:
-                ptx.stg_u32(out + ((row + head) * head_dim + dim) * 2, pack(out_0, out_1))
-            else:
+            if is_partial:
                 to = int64(partial_row + head)
                 ptx.stg_f32x2(partial_out + (to * head_dim + dim) * 4, out_0, out_1)
                 if dim == 0:
                     ptx.stg_f32(partial_lse + to * 4, lse)
+            else:
+                ptx.stg_u32(out + ((row + head) * head_dim + dim) * 2, pack(out_0, out_1))
             item = int32(item + NUM_THREADS)
 
     return finish
 
 
 def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
-    """The kernel. Grid (num_work, or twice that for a wide group; num_kv_heads), `NUM_THREADS` threads.
+    """The kernel. Grid (any number, num_kv_heads), `NUM_THREADS` threads.
+
+    The number is how many blocks share a kv head's splits. `grid_blocks` picks one that fills the GPU once; another
+    gives the same bits.
 
     Addresses: q [num_seqs, num_heads, head_dim]; the layer's K and V [num_blocks, ..., num_kv_heads, block_size,
-    head_dim]; block_tables int32 [num_seqs, max_blocks]; seq_lens int32 [num_seqs]; work int32 [num_work, 4]
-    (`decode_plan.py`); partial_out and partial_lse as in `decode_merge.py`; out contiguous, as q. Strides in bytes:
-    cache block, token, head; table row; q row and head; all of q's and the cache's multiples of 16. `window`: how many
-    tokens a query sees. `scale` is times log2(e). K, V, q and tables must not be written during the launch.
+    head_dim]; block_tables int32 [num_seqs, max_blocks]; work int32 [num_work, 4] (`decode_plan.py`); num_work: one
+    int32; partial_out and partial_lse as in `decode_merge.py`; out contiguous, as q. Strides in bytes: cache block,
+    token, head; table row; q row and head; all of q's and the cache's multiples of 16. `scale` is times log2(e). K, V,
+    q, tables, work and num_work must not be written during the launch.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     float32, uint32, head_dim, wide = target.float32, target.uint32, variant.head_dim, variant.wide_group
     load_q, attend_split = make_load_q(variant, target), make_attend_split(variant, target)
     share, finish = make_share(head_dim, target), make_finish(variant, target)
     q_words, sums, outputs, states = head_dim // 8, head_dim // 4, WARPS * HEADS * head_dim, WARPS * HEADS * 2
+    halves = 2 if wide else 1
 
     def decode(  # type: ignore[no-untyped-def]
-        q_rows, k_cache, v_cache, block_tables, seq_lens, work, partial_out, partial_lse, out, block_stride,
-        token_stride, head_stride, table_stride, q_stride, q_head_stride, window, group_size, scale
+        q_rows, k_cache, v_cache, block_tables, work, num_work, partial_out, partial_lse, out, block_stride,
+        token_stride, head_stride, table_stride, q_stride, q_head_stride, group_size, scale
     ):  # fmt: skip
-        x = int32(cuda.blockIdx.x)
-        item = int64(x >> 1) if wide else int64(x)
-        first_head = int32((x & 1) * HEADS) if wide else int32(0)
-        w0, w1, w2, w3 = ptx.ldg128(work + item * 16)
-        if w3 == 0:
-            return
-        seq, first, last, num_splits = int64(w0), int32(w1), int32(w2), int32(w3)
         kv_head = int64(cuda.blockIdx.y)
-        end = ptx.ldg_i32(seq_lens + seq * 4)
-        begin = int32(max(int32(end - window), int32(0)))
-        num_heads = int32(min(int32(group_size - first_head), int32(HEADS)))
-        head = kv_head * group_size + first_head
-        g = int32((cuda.threadIdx.x >> 2) & 7)
-        q = cuda.local.array(q_words, uint32)
-        acc = cuda.local.array(sums, float32)
-        state = cuda.local.array(6, float32)
-        load_q(
-            q,
-            q_rows
-            + seq * q_stride
-            + (head + min(g, int32(num_heads - 1))) * q_head_stride
-            + int64(cuda.threadIdx.x & 3) * 16,
-        )
-        for i in range(sums):
-            acc[i] = float32(0.0)
-        state[MAX_0] = float32(MASKED)
-        state[MAX_1] = float32(MASKED)
-        state[SUM_0] = float32(0.0)
-        state[SUM_1] = float32(0.0)
+        rows = int64(cuda.gridDim.y) * group_size
         k_head, v_head = k_cache + kv_head * head_stride, v_cache + kv_head * head_stride
-        table = block_tables + seq * table_stride
-        attend_split(q, acc, state, k_head, v_head, table, block_stride, token_stride, first, last, begin, end, scale)
         shared_out = cuda.shared.array(outputs, float32)
         shared_state = cuda.shared.array(states, float32)
-        share(acc, state, shared_out, shared_state)
-        cuda.syncthreads()
-        rows = int64(cuda.gridDim.y) * group_size
-        finish(
-            shared_out,
-            shared_state,
-            num_heads,
-            seq * rows + head,
-            item * rows + head,
-            num_splits,
-            out,
-            partial_out,
-            partial_lse,
-        )
+        num_units = int32(ptx.ldg_i32(num_work) * halves)
+        unit = int32(cuda.blockIdx.x)
+        while unit < num_units:
+            # The two halves of a wide group are neighbours, so that the second finds K and V in the L2 cache.
+            first_head = int32((unit & 1) * HEADS) if wide else int32(0)
+            row = work + int64(unit >> 1 if wide else unit) * 16
+            w0, w1, w2, _ = ptx.ldg128(row)
+            seq, begin, end = int64(w0), int32(w1), int32(w2)
+            num_heads = int32(min(int32(group_size - first_head), int32(HEADS)))
+            head = kv_head * group_size + first_head
+            lane = ptx.opaque_i32(int32(cuda.threadIdx.x))  # else its part of the address stays in a register for good
+            row_head = head + min((lane >> 2) & 7, int32(num_heads - 1))
+            q = cuda.local.array(q_words, uint32)
+            acc = cuda.local.array(sums, float32)
+            state = cuda.local.array(6, float32)
+            load_q(q, q_rows + seq * q_stride + row_head * q_head_stride + int64(lane & 3) * 16)
+            for i in range(sums):
+                acc[i] = float32(0.0)
+            state[MAX_0] = float32(MASKED)
+            state[MAX_1] = float32(MASKED)
+            state[SUM_0] = float32(0.0)
+            state[SUM_1] = float32(0.0)
+            table = block_tables + seq * table_stride
+            attend_split(q, acc, state, k_head, v_head, table, block_stride, token_stride, begin, end, scale)
+            # Read only now, and again, rather than held in registers while the tiles are.
+            partial_row = ptx.ldg_i32(row + 12)
+            num_units = int32(ptx.ldg_i32(num_work) * halves)
+            cuda.syncthreads()  # what the split before left in shared memory has been read
+            share(acc, state, shared_out, shared_state)
+            cuda.syncthreads()
+            finish(
+                shared_out,
+                shared_state,
+                num_heads,
+                seq * rows + head,
+                partial_row * rows + head,
+                partial_row >= 0,
+                out,
+                partial_out,
+                partial_lse,
+            )
+            unit = int32(unit + int32(cuda.gridDim.x))
 
     return decode
+
+
+def grid_blocks(variant: DecodeVariant, max_work: int, num_kv_heads: int, num_sms: int) -> int:
+    """The grid's first extent for up to `max_work` splits: as many blocks as run at once, or as there is work.
+
+    All blocks are then resident from the start, and none waits for another to end. `max_work` may be a bucket's
+    capacity: a block that finds no work ends after one load.
+    """
+    resident = num_sms * variant.min_blocks_per_sm // num_kv_heads
+    return max(1, min(resident, max_work * (2 if variant.wide_group else 1)))
 
 
 @functools.cache

@@ -115,6 +115,8 @@ mma_bf16 = _mma("mma_bf16", "bf16")
 mma_f16 = _mma("mma_f16", "f16")
 
 # Arithmetic within a lane. A pair is two 16-bit numbers, the first in the low half.
+# The number itself, anew wherever this stands: what depends on it is not kept from one round of a loop to the next.
+opaque_i32 = _instruction("opaque_i32", [I32], [I32], "mov.b32 $0, $1;", "ordered")
 prmt = _instruction("prmt", [U32], [U32] * 3, "prmt.b32 $0, $1, $2, $3;")
 ex2 = _instruction("ex2", [F32], [F32], "ex2.approx.ftz.f32 $0, $1;")
 lg2 = _instruction("lg2", [F32], [F32], "lg2.approx.ftz.f32 $0, $1;")

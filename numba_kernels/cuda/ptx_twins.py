@@ -185,6 +185,9 @@ class PtxTwins:
     def mma_f16(self, *operands: Any) -> Any:
         return self._together("mma_f16", operands)
 
+    def opaque_i32(self, value: int) -> int:
+        return value
+
     def prmt(self, a: int, b: int, selector: int) -> int:
         data = struct.pack("<2I", a, b)
         return int.from_bytes(bytes(data[(selector >> (4 * i)) & 7] for i in range(4)), "little")

@@ -178,39 +178,46 @@ def _simulated_target(cuda: _Cuda, memory: AddressSpace, early_copies: bool) -> 
 
 
 def _run_block(run: Callable[[], None], block: _Block, num_threads: int, order: np.random.Generator) -> None:
+    """One warp after another runs as far as the barrier: a warp that need not wait for the others does not."""
     threads = [_Thread(run, i, block) for i in range(num_threads)]
-    results: dict[int, Any] = {}
-    ready = threads
+    warps = [threads[begin : begin + WARP] for begin in range(0, num_threads, WARP)]
+    at_barrier = True
+    while at_barrier:
+        for i in order.permutation(len(warps)):
+            _run_warp(warps[i], order)
+        at_barrier = _complete_barrier(threads)
+
+
+def _run_warp(lanes: list[_Thread], order: np.random.Generator) -> None:
+    """From one barrier to the next, or to the end."""
+    results: list[Any] = []
+    ready = [lane for lane in lanes if not lane.dead]
     while ready:
         for i in order.permutation(len(ready)):
             thread = ready[i]
-            stopped = thread.switch(results.pop(thread.index)) if thread.index in results else thread.switch()
+            stopped = thread.switch(results[i]) if results else thread.switch()
             thread.waits_for, thread.operands = (_EXIT, ()) if thread.dead else stopped
-        ready = []
-        for begin in range(0, num_threads, WARP):
-            ready += _complete_warp_operation(threads[begin : begin + WARP], results)
-        ready = ready or _complete_barrier(threads)
+        ready, results = _complete_warp_operation(lanes)
 
 
-def _complete_warp_operation(lanes: list[_Thread], results: dict[int, Any]) -> list[_Thread]:
-    """The lanes that can go on, with their results noted: a warp's all, or none at a block's barrier or the end."""
+def _complete_warp_operation(lanes: list[_Thread]) -> tuple[list[_Thread], list[Any]]:
+    """The lanes that can go on, with their results: a warp's all, or none at a block's barrier or the end."""
     operations = {lane.waits_for for lane in lanes}
     if operations <= {_EXIT, _BARRIER}:
-        return []
+        return [], []
     if len(operations) > 1:
         raise LaunchFault(f"the lanes of a warp are at different operations: {sorted(operations)}")
     (operation,) = operations
-    if operation != _WARP_BARRIER:
-        if len(lanes) != WARP:
-            raise LaunchFault(f"{operation} by {len(lanes)} lanes")
-        values = WARP_OPERATIONS[operation]([lane.operands for lane in lanes])
-        results.update((lane.index, value) for lane, value in zip(lanes, values, strict=True))
-    return lanes
+    if operation == _WARP_BARRIER:
+        return lanes, []
+    if len(lanes) != WARP:
+        raise LaunchFault(f"{operation} by {len(lanes)} lanes")
+    return lanes, WARP_OPERATIONS[operation]([lane.operands for lane in lanes])
 
 
-def _complete_barrier(threads: list[_Thread]) -> list[_Thread]:
-    """All threads, if all are at the block's barrier; none, if all have ended."""
-    at_barrier = [thread for thread in threads if not thread.dead]
-    if at_barrier and len(at_barrier) != len(threads):
-        raise LaunchFault(f"{len(at_barrier)} of {len(threads)} threads are at a barrier, the others have ended")
-    return at_barrier
+def _complete_barrier(threads: list[_Thread]) -> bool:
+    """Whether all threads are at the block's barrier, rather than at their end."""
+    num_waiting = sum(not thread.dead for thread in threads)
+    if num_waiting not in (0, len(threads)):
+        raise LaunchFault(f"{num_waiting} of {len(threads)} threads are at a barrier, the others have ended")
+    return num_waiting > 0

@@ -10,7 +10,7 @@ import torch
 
 from numba_kernels.cuda.decode import NUM_THREADS, DecodeVariant, make_decode
 from numba_kernels.cuda.decode_merge import make_merge_splits
-from numba_kernels.cuda.decode_plan import NO_WINDOW, SPLIT_TOKENS, decode_plan
+from numba_kernels.cuda.decode_plan import NO_WINDOW, SPLIT_TOKENS, write_decode_plan
 from numba_kernels.cuda.simulator import Index3, Simulator
 from numba_kernels.cuda.target import Target
 
@@ -54,38 +54,48 @@ class DecodeBatch:
         return out
 
     def simulate(
-        self, *, source: DecodeSource = REAL, split_tokens: int = SPLIT_TOKENS, seed: int = 0, num_work: int = 0
+        self,
+        *,
+        source: DecodeSource = REAL,
+        split_tokens: int = SPLIT_TOKENS,
+        seed: int = 0,
+        capacity: int = 16,
+        grid_blocks: int = 3,
     ) -> torch.Tensor:
-        """The kernels' result. Outputs and partial results are NaN at first; inputs cannot be written."""
-        plan = decode_plan(self.seq_lens.numpy(), self.window, split_tokens)
-        work = plan.padded(max(num_work, plan.num_work))
+        """The kernels' result, with a plan in buffers of fixed capacity, as a captured graph reads it.
+
+        Outputs and partial results are NaN at first; inputs cannot be written, rows of `work` that are none are -1.
+        """
+        work = np.full((capacity, 4), -1, np.int32)
+        work_begin = np.full(len(self.seq_lens) + 1, -1, np.int32)
+        write_decode_plan(self.seq_lens.numpy(), work, work_begin, window=self.window, split_tokens=split_tokens)
         num_seqs, num_heads, head_dim = self.q.shape
         num_kv_heads, size = self.kv_cache.shape[3], self.q.element_size()
         q, cache = storage_of(self.q), bits(self.kv_cache)
         out = bits(torch.full(self.q.shape, float("nan"), dtype=self.q.dtype))
         partial_out = np.full((len(work), num_heads, head_dim), np.nan, np.float32)
         partial_lse = np.full((len(work), num_heads), np.nan, np.float32)
-        inputs = [q, cache, self.block_tables.numpy(), self.seq_lens.numpy(), work, plan.work_begin]
+        inputs = [q, cache, self.block_tables.numpy(), work, work_begin]
         for array in inputs:
             array.flags.writeable = False
         simulator = Simulator([*inputs, partial_out, partial_lse, out], seed)
         kv = [address(cache[0, LAYER, i]) for i in range(2)]
-        pointers = [address(a) for a in (*inputs[2:5], partial_out, partial_lse, out)]
+        plan = [address(work), address(work_begin[-1:])]
+        pointers = [address(inputs[2]), *plan, *(address(a) for a in (partial_out, partial_lse, out))]
         strides = [self.kv_cache.stride(0), self.kv_cache.stride(4), self.kv_cache.stride(3)]
         cache_strides = [s * size for s in strides]
         q_strides = [self.q.stride(0) * size, self.q.stride(1) * size]
         group_size = num_heads // num_kv_heads
-        num_blocks = len(work) * (2 if self.variant.wide_group else 1)
         scale = np.float32(math.log2(math.e) / math.sqrt(head_dim))
         simulator.launch(
-            lambda target: source.decode(self.variant, target), Index3(num_blocks, num_kv_heads), NUM_THREADS,
+            lambda target: source.decode(self.variant, target), Index3(grid_blocks, num_kv_heads), NUM_THREADS,
             self.q.data_ptr(), *kv, *pointers, *cache_strides, self.block_tables.stride(0) * 4, *q_strides,
-            self.window, group_size, scale,
+            group_size, scale,
         )  # fmt: skip
         simulator.launch(
             lambda target: source.merge_splits(head_dim, self.variant.element, target),
             Index3(num_seqs, num_heads), head_dim // 2,
-            address(plan.work_begin), address(partial_out), address(partial_lse), address(out),
+            address(work_begin), address(partial_out), address(partial_lse), address(out),
         )  # fmt: skip
         return torch.from_numpy(out).view(self.q.dtype)
 

@@ -1,13 +1,12 @@
 """The decode kernel's own source in the simulator, against float64."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numba_kernels.cuda.decode import DecodeVariant
-from numba_kernels.cuda.decode_plan import NO_WINDOW, decode_plan
+from numba_kernels.cuda.decode import DecodeVariant, grid_blocks
+from numba_kernels.cuda.decode_plan import NO_WINDOW
 from tests.kernels_cuda.decode_batches import DecodeBatch, random_decode, relative_error
 
 # Weights are rounded to the element's precision as well as the output: somewhat above the output's own rounding.
@@ -39,12 +38,20 @@ def test_every_group_size_matches_float64(group_size: int) -> None:
     window=st.sampled_from([1, 15, 16, 40, NO_WINDOW]),
     split_tokens=st.sampled_from([16, 64, 256]),
     seed=st.integers(0, 1000),
+    grid_blocks=st.integers(1, 5),
 )
 def test_lengths_windows_blocks_and_splits_match_float64(
-    seq_lens: list[int], group_size: int, block_size: int, window: int, split_tokens: int, seed: int
+    seq_lens: list[int],
+    group_size: int,
+    block_size: int,
+    window: int,
+    split_tokens: int,
+    seed: int,
+    grid_blocks: int,
 ) -> None:
     batch = random_decode(DecodeVariant(64, block_size=block_size), seq_lens, group_size, window=window)
-    assert_exact(batch, batch.simulate(split_tokens=split_tokens, seed=seed))
+    out = batch.simulate(split_tokens=split_tokens, seed=seed, capacity=32, grid_blocks=grid_blocks)
+    assert_exact(batch, out)
 
 
 def test_the_order_in_which_lanes_run_does_not_show() -> None:
@@ -62,11 +69,28 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_any_batch() -> None:
         assert torch.equal(alone[0], together[s])
 
 
-def test_padding_for_a_captured_graph_changes_nothing() -> None:
+def test_room_for_more_splits_and_sequences_of_no_tokens_change_nothing() -> None:
     batch = random_decode(DecodeVariant(64), [20, 40, 0], group_size=2)
-    out = batch.simulate(split_tokens=32, num_work=9)
-    assert torch.equal(out, batch.simulate(split_tokens=32))
+    out = batch.simulate(split_tokens=32, capacity=9)
+    assert torch.equal(out, batch.simulate(split_tokens=32, capacity=3))
     assert not out[2].any()
+
+
+@pytest.mark.parametrize("group_size", [3, 11])
+def test_any_grid_gives_the_same_bits(group_size: int) -> None:
+    batch = random_decode(DecodeVariant(64, wide_group=group_size > 8), [90, 5, 170], group_size)
+    one, *others = (batch.simulate(split_tokens=64, grid_blocks=n, seed=n) for n in (1, 2, 5, 40))
+    assert_exact(batch, one)
+    assert all(torch.equal(one, other) for other in others)
+
+
+def test_the_grid_fills_the_gpu_once_or_is_as_large_as_the_work() -> None:
+    llama = DecodeVariant(128)
+    assert grid_blocks(llama, max_work=1000, num_kv_heads=8, num_sms=132) * 8 <= 132 * llama.min_blocks_per_sm
+    assert grid_blocks(llama, max_work=1000, num_kv_heads=8, num_sms=132) == 49
+    assert grid_blocks(llama, max_work=5, num_kv_heads=8, num_sms=132) == 5
+    assert grid_blocks(DecodeVariant(128, wide_group=True), max_work=5, num_kv_heads=8, num_sms=132) == 10
+    assert grid_blocks(llama, max_work=0, num_kv_heads=8, num_sms=2) == 1
 
 
 def test_queries_may_be_a_strided_view_of_a_wider_projection() -> None:
@@ -81,23 +105,6 @@ def test_large_scores_do_not_overflow() -> None:
     batch = random_decode(DecodeVariant(64, "f16"), [50], group_size=2)
     batch.q.mul_(100)
     assert_exact(batch, batch.simulate())
-
-
-def test_splits_cover_what_a_query_sees_once_and_in_order() -> None:
-    plan = decode_plan(np.array([0, 1, 256, 300, 1000], np.int32), window=600, split_tokens=256)
-    assert plan.work_begin.tolist() == [0, 0, 1, 2, 4, 7]
-    assert plan.work.tolist() == [
-        [1, 0, 1, 1], [2, 0, 16, 1], [3, 0, 16, 2], [3, 16, 19, 2], [4, 25, 32, 3], [4, 32, 48, 3], [4, 48, 63, 3],
-    ]  # fmt: skip
-
-
-def test_a_plan_refuses_what_it_cannot_cut() -> None:
-    with pytest.raises(ValueError, match="cannot cut"):
-        decode_plan(np.array([4], np.int32), split_tokens=24)
-    with pytest.raises(ValueError, match="cannot cut"):
-        decode_plan(np.array([4], np.int32), window=0)
-    with pytest.raises(ValueError, match="do not fit"):
-        decode_plan(np.array([4], np.int32)).padded(0)
 
 
 def test_a_variant_without_a_kernel_is_refused() -> None:
