@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-.PHONY: help install serve test test-slow lint clean
+.PHONY: help install install-cuda serve test test-slow lint clean
 
 help:
 	@echo "make serve      install, fetch the model, start Ray Serve on http://127.0.0.1:8000"
@@ -27,13 +27,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m serve_paged generate "What is the capital of France?" --max-tokens 16
 	@touch $@
 
-# The CUDA compiler for `numba_kernels/cuda`, no GPU needed: about 650 MB installed.
+# The CUDA compiler for `numba_kernels/cuda`, no GPU needed: about 650 MB installed, which serving on a CPU does not use.
 $(VENV)/.installed-cuda: $(VENV)/.installed
 	@echo "[+] installing the CUDA compiler for the compile gate"
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,cuda-gate]'
 	@touch $@
 
 install: $(VENV)/.installed
+
+install-cuda: $(VENV)/.installed-cuda
 
 serve: install
 	@$(BIN)/python -m serve_paged serve $(CONFIG)
@@ -43,10 +45,10 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint
+test: install-cuda lint
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.installed-cuda
+test-slow: install-cuda
 	@$(BIN)/python -m pytest -m slow
 
 clean:

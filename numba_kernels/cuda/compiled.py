@@ -1,6 +1,7 @@
 """Kernels as the compiler sees them: needs numba-cuda, but no GPU and no driver."""
 
 import functools
+import re
 
 from numba import cuda, types
 
@@ -23,14 +24,15 @@ def compiled_target() -> Target:
     )
 
 
-def compile_to_ptx(kernel: Kernel, compute_capability: tuple[int, int]) -> str:
-    """The kernel's PTX for a GPU of this compute capability, such as (9, 0)."""
+def compile_to_ptx(kernel: Kernel) -> str:
+    """The kernel's PTX, for the oldest GPU that has its instructions and all later ones. Its symbol is `entry`."""
     signature = types.void(*(getattr(types, name) for name in kernel.argument_types))
     text, _ = cuda.compile_ptx(
         kernel.make(compiled_target()),
         signature,
-        cc=compute_capability,
+        cc=kernel.min_compute_capability,
         fastmath=True,
         launch_bounds=(kernel.num_threads, kernel.min_blocks_per_sm),
     )
-    return str(text)
+    (mangled,) = re.findall(r"\.visible \.entry (\w+)", text)  # it counts what was compiled before: not the same twice
+    return str(text).replace(mangled, kernel.entry)

@@ -39,13 +39,16 @@ class Kernel:
     argument_types: tuple[str, ...]  # names of Target's types
     num_threads: int  # the most threads of a block
     min_blocks_per_sm: int = 1  # caps the registers
+    dynamic_shared_bytes: int = 0  # of `cuda.shared.array(0, ...)`; above 48 KB a launcher has to ask the driver for it
     name: str = ""  # in the catalogue (`catalog.py`), and of its prebuilt file; "" for kernels outside it
     min_compute_capability: tuple[int, int] = (8, 0)  # the oldest GPU that has its instructions: PTX is made for it
     instructions: tuple[str, ...] = ()  # what its machine code has to hold, such as "HMMA", "LDG.128"
-    wide: bool = False  # global memory is read and written 16 bytes at a time, but for a few indices
-    dynamic_shared_bytes: int = (
-        0  # of `cuda.shared.array(0, ...)`; more than 48 KB a launcher has to ask the driver for
-    )
+    wide: bool = False  # reads and writes global memory 16 bytes at a time, but for some indices
+
+    @property
+    def entry(self) -> str:
+        """The compiled function's symbol."""
+        return self.name.replace("-", "_") or "kernel"
 
     @property
     def entry(self) -> str:

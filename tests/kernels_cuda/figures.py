@@ -1,39 +1,29 @@
-"""Prints what the compile gate sees, as a table: `python -m tests.kernels_cuda.figures`."""
+"""Prints what the compile gate sees, as a table: `python -m tests.kernels_cuda.figures FOLDER`, which keeps builds."""
 
-import tempfile
+import sys
 from pathlib import Path
 
-from numba_kernels.cuda.block_copy import copy_blocks_kernel
-from numba_kernels.cuda.decode import HEAD_DIMS, DecodeVariant, decode_kernel
-from numba_kernels.cuda.decode_merge import merge_splits_kernel
-from numba_kernels.cuda.kv_write import write_kv_kernel
-from numba_kernels.cuda.target import Kernel
-from tests.kernels_cuda.toolchain import build
+from numba_kernels.cuda.build import Build, build_all
+from numba_kernels.cuda.catalog import catalog
+from tests.kernels_cuda.gate import count
 
-ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
+_COUNTED = ("LDG.128", "LDGSTS.128", "STG", "LDSM", "HMMA")
 
 
-def kernels() -> dict[str, Kernel]:
-    """By the name that the table shows."""
-    named = {f"decode, head_dim {d}": decode_kernel(DecodeVariant(d)) for d in HEAD_DIMS}
-    named |= {f"decode, head_dim {d}, wide group": decode_kernel(DecodeVariant(d, wide_group=True)) for d in HEAD_DIMS}
-    named["merge_splits, head_dim 128"] = merge_splits_kernel(128, "bf16")
-    named["write_kv, head_dim 128"] = write_kv_kernel(128)
-    named["copy_blocks"] = copy_blocks_kernel()
-    return named
+def row(builds: dict[str, Build]) -> list[object]:
+    """Registers of each architecture, what is allowed, static and dynamic shared memory; then sm_90's instructions."""
+    hopper = builds["sm_90"]
+    kernel, registers = hopper.kernel, " / ".join(str(build.registers) for build in builds.values())
+    shared = hopper.shared_bytes + kernel.dynamic_shared_bytes
+    return [registers, kernel.max_registers, shared, len(hopper.instructions), *(count(hopper, i) for i in _COUNTED)]
 
 
 def main() -> None:
-    print("| kernel | registers sm_80 / 90 / 100 | allowed | shared B | sm_90: instructions | LDG.128 | STG | HMMA |")
-    print("| --- " * 8 + "|")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, kernel in kernels().items():
-            builds = [build(kernel, architecture, Path(folder)) for architecture in ARCHITECTURES]
-            hopper = builds[1]
-            registers = " / ".join(str(b.registers) for b in builds)
-            counts = (hopper.opcodes.total(), hopper.count("LDG", "128"), hopper.count("STG"), hopper.count("HMMA"))
-            figures = (registers, kernel.max_registers, hopper.shared_bytes, *counts)
-            print(f"| {name} | " + " | ".join(map(str, figures)) + " |", flush=True)
+    head = ("kernel", "registers sm_80 / 90 / 100", "allowed", "shared B", "sm_90: instructions", *_COUNTED)
+    print("| " + " | ".join(head) + " |")
+    print("| --- " * len(head) + "|")
+    for name, builds in build_all(catalog, Path(sys.argv[1])).items():
+        print(f"| {name} | " + " | ".join(map(str, row(builds))) + " |")
 
 
 if __name__ == "__main__":

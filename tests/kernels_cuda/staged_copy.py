@@ -39,4 +39,6 @@ def make_staged_copy(target: Target) -> Callable[..., None]:
 
 
 def staged_copy_kernel() -> Kernel:
-    return Kernel(make_staged_copy, STAGED_COPY_ARGUMENTS, NUM_THREADS)
+    return Kernel(
+        make_staged_copy, STAGED_COPY_ARGUMENTS, NUM_THREADS, name="staged-copy", instructions=("LDGSTS.128",)
+    )
