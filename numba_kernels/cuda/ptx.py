@@ -63,6 +63,7 @@ ldg64 = _instruction("ldg64", [U32] * 2, [I64], f"{_STREAM}.v2.u32 {{$0,$1}}, [$
 ldg_i32 = _instruction("ldg_i32", [I32], [I64], "ld.global.nc.s32 $0, [$1];", "ordered")
 ldg_i64 = _instruction("ldg_i64", [I64], [I64], "ld.global.nc.s64 $0, [$1];", "ordered")
 ldg_f32 = _instruction("ldg_f32", [F32], [I64], "ld.global.nc.f32 $0, [$1];")
+ldg_f32x4 = _instruction("ldg_f32x4", [F32] * 4, [I64], "ld.global.nc.v4.f32 {$0,$1,$2,$3}, [$4];", "ordered")
 # The ordinary path: for what this launch writes too, each thread only what it read itself.
 ld128 = _instruction("ld128", [U32] * 4, [I64], "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];", "ordered")
 stg128 = _instruction("stg128", [], [I64] + [U32] * 4, "st.global.v4.u32 [$0], {$1,$2,$3,$4};", "memory")

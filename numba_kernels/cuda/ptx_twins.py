@@ -117,6 +117,9 @@ class PtxTwins:
     def ldg_f32(self, address: int) -> Any:
         return f32(self._memory.read(address, "<f")[0])
 
+    def ldg_f32x4(self, address: int) -> Any:
+        return np.array(self._memory.read(address, "<4f"), f32)
+
     def ld128(self, address: int) -> tuple[int, ...]:
         return self._memory.read(address, "<4I")
 

@@ -120,6 +120,20 @@ def make_row_sum(variant: RmsNormVariant, target: Target) -> Any:
     return row_sum
 
 
+def make_weighted(element: str, target: Target) -> Any:
+    """weighted(pair, factor, weights): the pair times factor, rounded, times the pair of weights, rounded."""
+    pack, unpack = getattr(target.ptx, f"pack_{element}"), getattr(target.ptx, f"unpack_{element}")
+
+    @target.device
+    def weighted(pair, factor, weights):  # type: ignore[no-untyped-def]
+        low, high = unpack(pair)
+        low, high = unpack(pack(low * factor, high * factor))
+        weight_low, weight_high = unpack(weights)
+        return pack(low * weight_low, high * weight_high)
+
+    return weighted
+
+
 def make_rms_norm(variant: RmsNormVariant, target: Target) -> Callable[..., None]:
     """The kernel. Grid (ceil(rows_per_group / rows_per_block), num_groups), `num_threads` threads.
 
@@ -135,6 +149,7 @@ def make_rms_norm(variant: RmsNormVariant, target: Target) -> Callable[..., None
     pack, unpack = getattr(ptx, f"pack_{variant.element}"), getattr(ptx, f"unpack_{variant.element}")
     load_row, load_written = make_load_row(variant, ptx.ldg128, target), make_load_row(variant, ptx.ld128, target)
     store_row, row_sum = make_store_row(variant, target), make_row_sum(variant, target)
+    weighted = make_weighted(variant.element, target)
     threads, rows_per_block = variant.threads_per_row, variant.rows_per_block
     held_words, inverse_width = variant.chunks_per_thread * 4, 1.0 / width
 
@@ -143,13 +158,6 @@ def make_rms_norm(variant: RmsNormVariant, target: Target) -> Callable[..., None
         a_low, a_high = unpack(a)
         b_low, b_high = unpack(b)
         return pack(a_low + b_low, a_high + b_high)
-
-    @target.device
-    def weighted(word, factor, weight):  # type: ignore[no-untyped-def]
-        low, high = unpack(word)
-        low, high = unpack(pack(low * factor, high * factor))
-        weight_low, weight_high = unpack(weight)
-        return pack(low * weight_low, high * weight_high)
 
     def rms_norm(x, residual, weight, out, group_stride, row_stride, residual_stride, rows_per_group, eps):  # type: ignore[no-untyped-def]
         thread = int32(cuda.threadIdx.x)

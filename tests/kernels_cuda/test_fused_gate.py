@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from numba_kernels.cuda.rms_norm import RmsNormVariant, rms_norm_kernel
+from numba_kernels.cuda.rope_kv_write import RopeVariant, rope_kv_write_kernel
 from numba_kernels.cuda.silu_and_mul import silu_and_mul_kernel
 from tests.kernels_cuda.toolchain import build, violations
 
@@ -39,4 +40,22 @@ def test_rms_norm(width: int, residual: bool, architecture: tuple[int, int], tmp
 def test_silu_and_mul(element: str, architecture: tuple[int, int], tmp_path: Path) -> None:
     kernel = silu_and_mul_kernel(element)
     expected = {("LDG", "128"): 2, ("LDG", ""): 2, ("STG", "128"): 1, ("STG", ""): 1}
+    assert violations(build(kernel, architecture, tmp_path), kernel, expected) == []
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize(
+    "variant",
+    [*(RopeVariant(d) for d in (64, 96, 128, 256)), RopeVariant(128, "f16"), RopeVariant(128, norm=True)],
+    ids=str,
+)
+def test_rope_kv_write(variant: RopeVariant, architecture: tuple[int, int], tmp_path: Path) -> None:
+    kernel = rope_kv_write_kernel(variant)
+    expected = {
+        ("LDG", "128"): 2 + 4 + (2 if variant.norm else 0),  # the two halves, cos and sin, weights
+        ("LDG", "64"): 2,  # position and slot
+        ("STG", "128"): 2,
+        ("STG", ""): 2,
+        ("SHFL", ""): 3 if variant.norm else 0,
+    }
     assert violations(build(kernel, architecture, tmp_path), kernel, expected) == []
