@@ -17,7 +17,7 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step. Execution order: swap_out, swap_in, copies, forward pass.
+    """One step. Execution order: swap_out, swap_in, copies, forward pass; all of it after all of the step before.
 
     A device block swapped out may be handed out again in this very step, and a host block written in it may be read
     in it. No host block that is read or written here is written a second time, and no source of a copy is a target of
@@ -38,7 +38,10 @@ class SchedulerOutput:
 
 @dataclass(frozen=True, slots=True)
 class TokenSlot:
-    """A sequence that samples its next token from the last logits of row `row` of `SchedulerOutput.scheduled`."""
+    """A sequence that samples its next token from the last logits of row `row` of `SchedulerOutput.scheduled`.
+
+    The place of a slot among a step's slots is its sequence's `pending_sample` until the token is known.
+    """
 
     seq: Sequence
     row: int

@@ -11,6 +11,20 @@ gets its tokens, a waiting one is admitted if it fits. Without priorities that i
 - So the first in the order, once running, is never preempted; alone it fits, as `add` checked. Every step with
   unfinished sequences computes at least one token, and no livelock is possible.
 - A waiting sequence that comes before running ones (its priority says so) preempts those if that lets it in.
+
+A step may be planned before the tokens of the step before it are known (`Sequence.pending_sample`). Such a token has
+its place, position and block; only its id comes later, straight from the samples that the step before left on the
+device. The cycle is `schedule` step N+1, launch it, `append_token` what step N sampled, `computed` step N+1. So:
+- A sequence has at most one pending token, and it is not computed. All blocks up to `num_computed_tokens` hold known
+  tokens, so whatever is registered, or swapped out on preemption, has its hash.
+- A sequence that turns out to have ended, or is aborted, is passed over by `computed`: what step N+1 samples for it is
+  never looked at, and the block that step N+1 writes for it is never registered.
+- Its blocks are free at once although step N+1 may still write into them. Whoever gets them writes in step N+2 or
+  later, which runs after step N+1 (`SchedulerOutput`). The same holds for blocks of preempted sequences, and for
+  prefix hits in blocks that step N+1 has yet to fill.
+- A preempted sequence gets its pending token while it waits, and is not admitted before.
+- One whose pending token is the last it may have is not scheduled again. So a step is wasted only on one that ends
+  for what the token turns out to be.
 """
 
 import time
@@ -107,6 +121,7 @@ class Scheduler:
             self.blocks.release(ended)
             ended.status = SequenceStatus.FINISHED
             ended.finish_reason = reason
+            ended.pending_sample = None
             self.stats.num_finished[reason.value] = self.stats.num_finished.get(reason.value, 0) + 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.guard.output_lengths.record(seq.num_output_tokens)
@@ -127,21 +142,23 @@ class Scheduler:
                 break
             seq = running[index]
             num_tokens = seq.num_tokens
-            num_new = min(num_tokens - seq.num_computed_tokens, budget)
+            complete = num_tokens >= seq.max_num_tokens  # it ends as soon as its pending token is known
+            num_new = 0 if complete else min(num_tokens - seq.num_computed_tokens, budget)
             if not self._make_room(seq, num_new, out):
                 break  # it was the last, and had to go
             if num_new:
                 needs_token = seq.num_computed_tokens + num_new == num_tokens
-                out.scheduled.append(ScheduledSequence(seq, num_new, needs_token))
+                out.scheduled.append(ScheduledSequence(seq, num_new, needs_token, seq.pending_sample))
                 budget -= num_new
             index += 1
         self.pool.end_step()
         return out
 
     def computed(self, output: SchedulerOutput) -> list[TokenSlot]:
-        """Take note that a step has run; who samples a token from it, in order.
+        """Take note that a step has been launched; who samples a token from it, in order, each now pending.
 
-        Choices whose prompt is now computed are forked. Sequences that ended since `schedule` are passed over.
+        Choices whose prompt is now computed are forked. Sequences that ended since `schedule` are passed over. No
+        token of an earlier step may be pending any more.
         """
         slots: list[TokenSlot] = []
         for row, entry in enumerate(output.scheduled):
@@ -153,10 +170,14 @@ class Scheduler:
                 slots.append(TokenSlot(seq, row))
                 if seq.siblings:
                     slots += [TokenSlot(child, row) for child in self._fork(seq)]
+        for index, slot in enumerate(slots):
+            slot.seq.pending_sample = index
         return slots
 
     def append_token(self, seq: Sequence, token_id: int) -> None:
-        """A sampled token joins the sequence."""
+        """The pending token of a sequence is known."""
+        assert seq.pending_sample is not None, "this sequence samples nothing"
+        seq.pending_sample = None
         seq.output_token_ids.append(token_id)
         if seq.num_tokens % self._block_size == 0:
             self.blocks.extend_hashes(seq)
@@ -166,7 +187,9 @@ class Scheduler:
         self.pool.check([seq.block_table for seq in self.running])
         self._lines.check()
         for seq in self.running:
-            assert len(seq.block_hashes) == seq.num_tokens // self._block_size
+            num_known = seq.num_prompt_tokens + seq.num_output_tokens
+            assert len(seq.block_hashes) == num_known // self._block_size
+            assert seq.pending_sample is None or seq.num_computed_tokens == num_known, "computed past what is pending"
             assert num_blocks_for(seq.num_computed_tokens, self._block_size) <= len(seq.block_table)
         assert self.num_running <= self._max_num_seqs, "more sequences than seats"
 
@@ -174,6 +197,8 @@ class Scheduler:
         """Let the head of the waiting line run, as `running[index]`; false if it has to wait."""
         if index == len(self.running) and not self.guard.has_seats_for(seq, self.running):
             return False  # the usual reason, found out before anything dear
+        if seq.pending_sample is not None:
+            return False
         hits = self.blocks.match_prefix(seq)
         if not self._fits(seq, hits):
             if not self._clear_the_way(seq, hits, index, out):

@@ -41,7 +41,8 @@ class Sequence:
     siblings: list["Sequence"] = field(default_factory=list)  # the other n-1, forked once the prompt is computed
     block_table: list[int] = field(default_factory=list)  # append-only until preempted or finished
     block_hashes: list[bytes] = field(default_factory=list)  # one per full block of tokens known so far
-    num_computed_tokens: int = 0  # tokens whose K and V are in the cache
+    num_computed_tokens: int = 0  # tokens whose K and V are in the cache, or will be once what was launched has run
+    pending_sample: int | None = None  # its newest token is not known yet: it is this one of the latest samples
     num_cached_tokens: int = 0  # of these, found in the prefix cache at first admission
     num_preemptions: int = 0
     first_scheduled_time: float | None = None  # seconds; when it first left the waiting line
@@ -56,13 +57,13 @@ class Sequence:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens sampled so far."""
+        """Output tokens known so far."""
         return len(self.output_token_ids)
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens known so far."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
+        """Prompt and output tokens; a pending one has its place already."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + (self.pending_sample is not None)
 
     @property
     def finished(self) -> bool:
@@ -70,7 +71,7 @@ class Sequence:
         return self.status is SequenceStatus.FINISHED
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids in [start, stop), over prompt and output alike."""
+        """Token ids in [start, stop), over prompt and output alike; a pending one is left out."""
         num_prompt = len(self.prompt_token_ids)
         if stop <= num_prompt:
             return self.prompt_token_ids[start:stop]

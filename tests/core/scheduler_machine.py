@@ -27,6 +27,7 @@ class Setting:
     preemption: str = "swap"
     block_s: float = SWAP_SOMETIMES
     prefix_caching: bool = True
+    run_ahead: bool = False
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -40,9 +41,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         watermark=st.sampled_from([0.0, 0.01, 0.4]),
         ageing_s=st.sampled_from([0.5, 10.0]),
         experience=st.sampled_from([0, 0, 20]),
+        num_stop_tokens=st.sampled_from([0, 5]),
     )
     def start(
-        self, max_num_seqs: int, max_num_batched_tokens: int, watermark: float, ageing_s: float, experience: int
+        self,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        watermark: float,
+        ageing_s: float,
+        experience: int,
+        num_stop_tokens: int,
     ) -> None:
         costs = PreemptionCosts()
         costs.record_swap(1, self.setting.block_s)
@@ -59,10 +67,14 @@ class SchedulerMachine(RuleBasedStateMachine):
                 "prefix_caching": self.setting.prefix_caching,
                 "costs": costs,
             },
+            run_ahead=self.setting.run_ahead,
+            stop_tokens=frozenset(range(1000, 1000 + num_stop_tokens)),  # of the 50 that are sampled
         )
         for _ in range(experience):
             self.engine.scheduler.guard.output_lengths.record(6)
         self.added: list[Sequence] = []
+        self.num_resumed: dict[Sequence, int] = {}  # output tokens that it came with
+        self.ended_early: list[Sequence] = []
         self.num_requests = 0
         self.num_refused = 0
 
@@ -98,36 +110,40 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.num_refused += 1
         else:
             self.added += [seq, *seq.siblings]
+            self.num_resumed[seq] = resumed
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 30.0]))
     def wait(self, seconds: float) -> None:
         self.engine.clock.now += seconds
 
     @rule()
-    @precondition(lambda self: self.engine.scheduler.has_unfinished())
+    @precondition(lambda self: self.engine.busy)
     def step(self) -> None:
-        running = list(self.engine.scheduler.running)
+        first = next(iter(self.engine.scheduler.running), None)
+        ends_now = first is not None and first.num_tokens == first.max_num_tokens  # its last token is in flight
         out = self.engine.step()
-        assert out.scheduled, "a step with unfinished sequences computed nothing"
-        if running and out.scheduled[0].seq is not running[0]:
-            assert out.scheduled[0].seq.order < running[0].order, "the first in the order was passed over"
+        if ends_now:
+            assert first.finished
+        elif first is not None and out.scheduled[0].seq is not first:
+            assert out.scheduled[0].seq.order < first.order, "the first in the order was passed over"
         assert not set(out.preempted) & {entry.seq for entry in out.scheduled}
 
     @rule(count=st.integers(2, 20))
     def step_often(self, count: int) -> None:
         for _ in range(count):
-            if self.engine.scheduler.has_unfinished():
+            if self.engine.busy:
                 self.step()
 
     @rule(choose=st.integers(0, 1000), reason=st.sampled_from(["abort", "stop", "error"]), within=st.booleans())
     @precondition(lambda self: self.live())
     def end_one(self, choose: int, reason: str, within: bool) -> None:
-        """Something ends early, between two steps or after the forward pass of one."""
+        """Something ends early, between two steps or after the launch of one."""
         live = self.live()
         seq = live[choose % len(live)]
+        self.ended_early += [other for other in live if other.request_id == seq.request_id]
         out = self.engine.scheduler.schedule() if within else None
         if out is not None:
-            self.engine.execute(out)
+            self.engine.launch(out)
         if reason == "abort":
             others = {id(other) for other in live if other.request_id == seq.request_id}
             assert {id(other) for other in self.engine.scheduler.abort(seq.request_id)} == others
@@ -135,7 +151,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.engine.scheduler.finish(seq, FinishReason(reason))
         assert seq.finish_reason == reason
         if out is not None:
-            self.engine.sample(out)
+            self.engine.end_step(out)
 
     @invariant()
     def everything_holds(self) -> None:
@@ -148,12 +164,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         left = self.live()
-        # Whoever is first in the order gets at least one token a step and is never set back, so one after the other:
-        self.engine.run(max_steps=sum(seq.max_num_tokens for seq in left) + 1)
+        # Whoever is first in the order gets at least one token a step and is never set back, so one after the other
+        # (running ahead, the last one's end is seen a step late):
+        self.engine.run(max_steps=sum(seq.max_num_tokens + self.setting.run_ahead for seq in left) + 2)
         for seq in self.added:
             assert seq.finish_reason is not None
-            expected = [sampled_token(seq.seed, seq.choice, position) for position in range(seq.num_output_tokens)]
-            assert seq.output_token_ids == expected
+            if seq in self.ended_early:
+                assert seq.output_token_ids == self.whole_output(seq)[: seq.num_output_tokens]
+            else:
+                assert seq.output_token_ids == self.whole_output(seq)
         assert sum(self.engine.scheduler.stats.num_finished.values()) == len(self.added)
         assert self.engine.pool.num_free == self.engine.num_blocks, "blocks leaked"
         self.engine.check()
@@ -161,3 +180,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def live(self) -> list[Sequence]:
         """Sequences that have not ended."""
         return [seq for seq in self.added if not seq.finished]
+
+    def whole_output(self, seq: Sequence) -> list[int]:
+        """What it says if nothing but its own tokens or its length ends it."""
+        num_output = seq.max_num_tokens - seq.num_prompt_tokens
+        tokens = [sampled_token(seq.seed, seq.choice, position) for position in range(num_output)]
+        for position in range(self.num_resumed.get(seq, 0), num_output):
+            if tokens[position] in self.engine.stop_tokens:
+                return tokens[: position + 1]
+        return tokens

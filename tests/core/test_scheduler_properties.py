@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -35,6 +37,7 @@ def run(setting: Setting, *, num_examples: int, num_steps: int) -> Counter[str]:
                 events["copied"] += stats.num_copied_blocks
                 events["cached"] += stats.num_cached_tokens
                 events["refused"] += self.num_refused
+                events["wasted"] += self.engine.num_wasted_tokens
                 events.update(stats.num_finished)
 
     CountedMachine.setting = setting
@@ -50,11 +53,13 @@ def run(setting: Setting, *, num_examples: int, num_steps: int) -> Counter[str]:
     return events
 
 
+@pytest.mark.parametrize("run_ahead", [False, True], ids=["in step", "ahead"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_any_sequence_of_events_leaves_every_invariant_intact(name: str):
-    setting = SETTINGS[name]
+def test_any_sequence_of_events_leaves_every_invariant_intact(name: str, run_ahead: bool):
+    setting = replace(SETTINGS[name], run_ahead=run_ahead)
     events = run(setting, num_examples=40, num_steps=30)
     assert events["copied"] > 0 or setting.block_size == 1, "this load forks nothing"
+    assert run_ahead <= (events["wasted"] > 0), "nothing ended while a step for it was in flight"
     if name == "roomy":
         return
     if setting.num_host_blocks and setting.block_s != SWAP_NEVER:
@@ -66,6 +71,7 @@ def test_any_sequence_of_events_leaves_every_invariant_intact(name: str):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("run_ahead", [False, True], ids=["in step", "ahead"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_many_long_sequences_of_events_leave_every_invariant_intact(name: str):
-    run(SETTINGS[name], num_examples=150, num_steps=60)
+def test_many_long_sequences_of_events_leave_every_invariant_intact(name: str, run_ahead: bool):
+    run(replace(SETTINGS[name], run_ahead=run_ahead), num_examples=150, num_steps=60)
