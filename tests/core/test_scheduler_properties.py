@@ -1,7 +1,6 @@
 """The scheduler under random load: memory is right, nothing leaks, nobody is lost or starved."""
 
 from collections import Counter
-
 from dataclasses import replace
 
 import pytest
