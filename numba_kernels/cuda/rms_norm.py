@@ -36,6 +36,11 @@ class RmsNormVariant:
             raise ValueError(f"no norm of {self.width} elements {self.element}")
 
     @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"rms-norm-{self.element}-{self.width}" + ("-residual" if self.residual else "")
+
+    @property
     def num_chunks(self) -> int:
         """Of 16 bytes in a row."""
         return self.width // _LANE_ELEMENTS
@@ -198,13 +203,13 @@ def rms_norm_kernel(variant: RmsNormVariant) -> Kernel:
         RMS_NORM_ARGUMENTS,
         variant.num_threads,
         (1024 if variant.chunks_per_thread <= 2 else 512) // variant.num_threads,
-        name=f"rms-norm-{variant.element}-{variant.width}" + ("-residual" if variant.residual else ""),
+        name=variant.name,
         instructions=("LDG.128", "STG.128"),
         wide=True,
     )
 
 
-def rms_norm_kernels() -> list[Kernel]:
-    """Those of common widths in bfloat16, and one in float16; another is the same source, compiled when used."""
+def common_rms_norms() -> list[RmsNormVariant]:
+    """Of common widths in bfloat16, and one in float16; another is the same source, compiled when used."""
     variants = [RmsNormVariant(w, residual=r) for w in COMMON_WIDTHS for r in (False, True) if w > 128 or not r]
-    return [rms_norm_kernel(v) for v in (*variants, RmsNormVariant(4096, "f16"), RmsNormVariant(4096, "f16", True))]
+    return [*variants, RmsNormVariant(4096, "f16"), RmsNormVariant(4096, "f16", True)]

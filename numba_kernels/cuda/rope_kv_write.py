@@ -39,6 +39,12 @@ class RopeVariant:
             raise ValueError(f"no norm of heads of {self.head_dim} with their rotation: use rms_norm before it")
 
     @property
+    def name(self) -> str:
+        """Of the kernel."""
+        norm = "-norm" if self.norm else ""
+        return f"rope-kv-write-{self.element}-{self.head_dim}-b{self.block_size}{norm}"
+
+    @property
     def lanes_per_head(self) -> int:
         """Threads for a head."""
         return self.head_dim // 16
@@ -174,19 +180,18 @@ def make_rope_kv_write(variant: RopeVariant, target: Target) -> Callable[..., No
 @functools.cache
 def rope_kv_write_kernel(variant: RopeVariant) -> Kernel:
     """`make_rope_kv_write` for the compiler."""
-    norm = "-norm" if variant.norm else ""
     return Kernel(
         lambda target: make_rope_kv_write(variant, target),
         ROPE_KV_WRITE_ARGUMENTS,
         NUM_THREADS,
         8,
-        name=f"rope-kv-write-{variant.element}-{variant.head_dim}-b{variant.block_size}{norm}",
+        name=variant.name,
         instructions=("LDG.128", "STG.128"),
         wide=True,
     )
 
 
-def rope_kv_write_kernels() -> list[Kernel]:
+def common_rope_kv_writes() -> list[RopeVariant]:
     """Every head_dim and element, and head_dim 64 and 128 in bfloat16 with a norm."""
     plain = [RopeVariant(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS]
-    return [rope_kv_write_kernel(v) for v in (*plain, RopeVariant(64, norm=True), RopeVariant(128, norm=True))]
+    return [*plain, RopeVariant(64, norm=True), RopeVariant(128, norm=True)]

@@ -51,11 +51,6 @@ class Kernel:
         return self.name.replace("-", "_") or "kernel"
 
     @property
-    def entry(self) -> str:
-        """The compiled function's symbol."""
-        return self.name.replace("-", "_") or "kernel"
-
-    @property
     def max_registers(self) -> int:
         """What a thread may use: an SM has 65536, given out 8 at a time."""
         return min(255, 65536 // (self.num_threads * self.min_blocks_per_sm) // 8 * 8)
