@@ -46,10 +46,10 @@ lint: install
 	@$(BIN)/mypy
 
 test: install-cuda lint
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: install-cuda
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not gpu"
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

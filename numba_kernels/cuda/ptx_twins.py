@@ -1,7 +1,7 @@
 """The instructions of `ptx.py` in Python, for the simulator: same names, arguments and results.
 
 Written from the PTX ISA's text and figures, not from what a GPU was seen to do: a conformance test on a GPU has to
-confirm each. Approximate instructions (ex2, lg2, rsqrt, rcp) are exact here.
+confirm each (`tests/gpu`). Approximate instructions (ex2, lg2, rsqrt, rcp) are exact here, but for subnormals.
 """
 
 import struct
@@ -22,6 +22,11 @@ def _bfloat16_bits(value: Any) -> int:
     if bits & 0x7FFFFFFF > 0x7F800000:
         return 0x7FFF
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+
+
+def _flushed(value: Any) -> Any:
+    """What ".ftz" does to operands and results: a subnormal becomes the zero of its sign."""
+    return np.copysign(f32(0), value) if np.abs(value) < np.finfo(f32).tiny else value
 
 
 def _bfloat16_pairs(words: Any) -> Any:
@@ -196,10 +201,10 @@ class PtxTwins:
         return int.from_bytes(bytes(data[(selector >> (4 * i)) & 7] for i in range(4)), "little")
 
     def ex2(self, value: Any) -> Any:
-        return np.exp2(f32(value))
+        return _flushed(np.exp2(_flushed(f32(value))))
 
     def lg2(self, value: Any) -> Any:
-        return np.log2(f32(value))
+        return np.log2(_flushed(f32(value)))
 
     def fmax(self, a: Any, b: Any) -> Any:
         return np.fmax(f32(a), f32(b))
@@ -219,7 +224,7 @@ class PtxTwins:
         return low, high
 
     def rsqrt(self, value: Any) -> Any:
-        return f32(1.0 / np.sqrt(np.float64(value)))
+        return f32(1.0 / np.sqrt(np.float64(_flushed(f32(value)))))
 
     def rcp(self, value: Any) -> Any:
-        return f32(1.0) / f32(value)
+        return _flushed(f32(1.0) / _flushed(f32(value)))
