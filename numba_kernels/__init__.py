@@ -6,6 +6,7 @@ from numba_kernels.cpu.elementwise import rms_norm, silu_and_mul
 from numba_kernels.cpu.kernels import CpuKernels
 from numba_kernels.cpu.kv_write import rope_and_write_kv, write_kv
 from numba_kernels.cpu.threading import set_num_threads
+from numba_kernels.device import kernels_for
 from numba_kernels.kernels import Kernels
 from numba_kernels.layout import KVLayout, preferred_layout, supports_bfloat16
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
@@ -17,6 +18,7 @@ __all__ = [
     "Kernels",
     "attention_metadata",
     "copy_blocks",
+    "kernels_for",
     "paged_attention",
     "preferred_layout",
     "rms_norm",

@@ -9,6 +9,13 @@ from numba_kernels.layout import KVLayout
 from numba_kernels.metadata import AttentionMetadata
 
 
+class Download(Protocol):
+    """What is on its way to the host."""
+
+    def wait(self) -> Tensor:
+        """The tensor, on the CPU, once it is there."""
+
+
 class Kernels(Protocol):
     """Every operation over tensors of one device. Shapes, dtypes and errors are documented at the CPU's functions.
 
@@ -83,3 +90,13 @@ class Kernels(Protocol):
 
     def swap_blocks(self, src: Tensor, dst: Tensor, pairs: Tensor) -> None:
         """Copy whole blocks between the device's cache and the host's; `pairs` int64 [num_pairs, 2] on the CPU."""
+
+    def download(self, x: Tensor) -> Download:
+        """Start copying to the host what x holds once the work asked for so far is done, and do not wait for it.
+
+        On the CPU it is x itself.
+        """
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was asked for: what the host has to do before it uses blocks that
+        were swapped."""

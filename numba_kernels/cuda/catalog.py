@@ -6,6 +6,7 @@ from numba_kernels.cuda.decode_merge import merge_splits_kernel
 from numba_kernels.cuda.kv_write import write_kv_kernel
 from numba_kernels.cuda.rms_norm import common_rms_norms, rms_norm_kernel
 from numba_kernels.cuda.rope_kv_write import common_rope_kv_writes, rope_kv_write_kernel
+from numba_kernels.cuda.sampled_ids import take_sampled_kernel
 from numba_kernels.cuda.silu_and_mul import silu_and_mul_kernel
 from numba_kernels.cuda.target import Kernel
 
@@ -20,6 +21,7 @@ def catalog() -> dict[str, Kernel]:
         *(merge_splits_kernel(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS),
         *(write_kv_kernel(head_dim) for head_dim in HEAD_DIMS),
         copy_blocks_kernel(),
+        take_sampled_kernel(),
         *map(rms_norm_kernel, common_rms_norms()),
         *map(rope_kv_write_kernel, common_rope_kv_writes()),
         *(silu_and_mul_kernel(element) for element in ELEMENTS),

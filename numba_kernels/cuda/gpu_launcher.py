@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from numba_kernels.cuda.driver import INVALID_CONTEXT, Driver, load_driver
 from numba_kernels.cuda.launch_record import LaunchRecord
-from numba_kernels.cuda.launcher import Arguments, DeviceProperties
+from numba_kernels.cuda.launcher import Arguments, DeviceProperties, Event
 from numba_kernels.cuda.swap import row_copies
 from numba_kernels.cuda.target import Index3, Kernel
 
@@ -61,6 +62,22 @@ class GpuLauncher:
         if code:
             self._driver.check(code, f"launching {kernel.name} over {tuple(grid)} blocks of {num_threads} threads")
 
+    def upload(self, host: Tensor, memory: Tensor) -> None:
+        """By torch, which notes that the stream uses `host`."""
+        memory.copy_(host, non_blocking=True)
+
+    def download(self, memory: Tensor) -> "GpuDownload":
+        """Into pinned memory, with an event behind it."""
+        host = torch.empty(memory.shape, dtype=memory.dtype, pin_memory=True)
+        host.copy_(memory, non_blocking=True)
+        event = self.event()
+        event.record()
+        return GpuDownload(host, event)
+
+    def event(self) -> Event:
+        """torch's, which it records on its current stream."""
+        return torch.cuda.Event()
+
     def copy_rows(self, source: Tensor, destination: Tensor, pairs: list[tuple[int, int]]) -> None:
         """Raises ValueError if the host's side is not pinned, CudaError if the driver refuses."""
         copies = row_copies(source, destination, pairs)
@@ -95,6 +112,19 @@ class GpuLauncher:
         record = LaunchRecord(kernel, function, self._driver.launch_address)
         self._records[kernel] = record
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class GpuDownload:
+    """`Download`: pinned memory, and the event behind the copy."""
+
+    host: Tensor
+    event: Event
+
+    def wait(self) -> Tensor:
+        """Other threads run meanwhile: torch lets go of the interpreter's lock."""
+        self.event.synchronize()
+        return self.host
 
 
 def open_gpu(device: torch.device, images: KernelImages) -> GpuLauncher:

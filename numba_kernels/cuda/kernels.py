@@ -1,32 +1,45 @@
 """A CUDA device's operations as one object."""
 
+from collections.abc import Collection
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from numba_kernels.cuda import attention, cache_ops
+from numba_kernels.cuda import attention, cache_ops, elementwise
+from numba_kernels.cuda.checks import ELEMENTS
+from numba_kernels.cuda.decode import HEAD_DIMS
+from numba_kernels.cuda.decode_buffers import DecodeBuffers, Workspace
 from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.metadata import CudaMetadata, cuda_metadata
+from numba_kernels.kernels import Download
 from numba_kernels.layout import KVLayout
 
-_OLDEST = (8, 0)  # compute capability: cp.async, and mma of bfloat16
+OLDEST_COMPUTE_CAPABILITY = (8, 0)  # cp.async, and mma of bfloat16
 
 
 class CudaKernels:
     """`Kernels` on a GPU, or on a simulated one.
 
-    Nothing here waits for the device. An operation is done when what comes later on torch's current stream begins.
+    Nothing but `synchronize` waits for the device. Results are good for what comes later on torch's current stream.
     """
+
+    name = "cuda"
+    dtypes = tuple(ELEMENTS)
+    head_dims = HEAD_DIMS
 
     def __init__(self, launcher: Launcher) -> None:
         """Raises RuntimeError for a GPU that is too old."""
         capability = launcher.properties.compute_capability
-        if capability < _OLDEST:
-            raise RuntimeError("a GPU of compute capability {}.{}: 8.0 is the least".format(*capability))
+        if capability < OLDEST_COMPUTE_CAPABILITY:
+            raise RuntimeError("the GPU has compute capability {}.{}, and 8.0 is needed".format(*capability))
         self.launcher = launcher
+        self._workspace = Workspace(launcher)
         self.paged_attention = partial(attention.paged_attention, launcher)
         self.write_kv = partial(cache_ops.write_kv, launcher)
+        self.rope_and_write_kv = partial(cache_ops.rope_and_write_kv, launcher)
+        self.rms_norm = partial(elementwise.rms_norm, launcher)
+        self.silu_and_mul = partial(elementwise.silu_and_mul, launcher)
         self.copy_blocks = partial(cache_ops.copy_blocks, launcher)
         self.swap_blocks = partial(cache_ops.swap_blocks, launcher)
 
@@ -46,33 +59,30 @@ class CudaKernels:
     def attention_metadata(
         self, block_tables: Tensor, slot_mapping: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor
     ) -> CudaMetadata:
-        """One step's batch from tensors on the CPU, on the device (`cuda_metadata`)."""
+        """One step's batch on the device, from tensors on the CPU (`cuda_metadata`)."""
         return cuda_metadata(self.launcher, block_tables, slot_mapping, cu_seqlens_q, seq_lens)
 
-    def rope_and_write_kv(
+    def decode_buffers(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        positions: Tensor,
-        kv_cache: Tensor,
-        layer: int,
-        slot_mapping: Tensor,
+        num_seqs: int,
+        max_seq_len: int,
+        block_size: int,
         *,
-        layout: KVLayout,
-    ) -> None:
-        """Rotate q in place, and k on its way into the cache; store v."""
-        raise NotImplementedError("rope_and_write_kv on CUDA")
+        windows: Collection[int | None] = (None,),
+        max_splits: int | None = None,
+    ) -> DecodeBuffers:
+        """Fixed addresses for captured decode steps of up to `num_seqs` sequences. Make the largest bucket's first.
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> Tensor:
-        """Root-mean-square norm of each row, of x or of `residual += x`."""
-        raise NotImplementedError("rms_norm on CUDA")
+        All share one memory for partial results: their graphs are to run on one stream.
+        """
+        workspace = self._workspace
+        return DecodeBuffers(
+            self.launcher, workspace, num_seqs, max_seq_len, block_size, windows=windows, max_splits=max_splits
+        )
 
-    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up."""
-        raise NotImplementedError("silu_and_mul on CUDA")
+    def download(self, x: Tensor) -> Download:
+        """Start copying to the host what x holds at this point of the stream; its `wait()` gives the CPU tensor."""
+        return self.launcher.download(x)
 
     def synchronize(self) -> None:
         """Wait until the device has done all that was asked for."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from numba_kernels.cuda.target import Index3, Kernel
+from numba_kernels.kernels import Download
 
 Arguments = tuple[int | float, ...]
 
@@ -21,6 +22,16 @@ class DeviceProperties:
 
     num_sms: int
     compute_capability: tuple[int, int]
+
+
+class Event(Protocol):
+    """A point in the stream that the host can wait for."""
+
+    def record(self) -> None:
+        """It is here: behind all that was asked for so far."""
+
+    def synchronize(self) -> None:
+        """Wait until the device is there; at once if it was never recorded."""
 
 
 class Launcher(Protocol):
@@ -43,6 +54,19 @@ class Launcher(Protocol):
         the kernel may reach; a simulated kernel can reach nothing else. An empty grid launches nothing.
         """
 
+    def upload(self, host: Tensor, memory: Tensor) -> None:
+        """Copy host memory from `staging` to the device's `memory`, same shape and dtype, without waiting.
+
+        The host must not write it again before it has waited for an event behind this copy. It may let go of it: memory
+        that nobody refers to is used anew only when the copy is done.
+        """
+
+    def download(self, memory: Tensor) -> Download:
+        """Copy to the host what `memory` holds at this point of the stream, without waiting for it."""
+
+    def event(self) -> Event:
+        """A new one."""
+
     def copy_rows(self, source: Tensor, destination: Tensor, pairs: list[tuple[int, int]]) -> None:
         """Copy rows source[i] -> destination[j] for (i, j) in `pairs`, between the device and pinned host memory.
 
@@ -53,7 +77,7 @@ class Launcher(Protocol):
         """Memory on the device that nobody has written yet; NaN on the simulated one."""
 
     def staging(self, num_bytes: int) -> Tensor:
-        """uint8 [num_bytes] on the host, zero, from which copies to the device need not wait (pinned)."""
+        """uint8 [num_bytes] on the host, in memory that the device copies from by itself (pinned). Not written yet."""
 
     def prepare(self, kernels: Iterable[Kernel]) -> None:
         """Load kernels now, which a first launch would do: inside a graph's capture that is too late."""

@@ -1,8 +1,10 @@
-"""One step's batch on the device: sent in one copy, with the plans that its layers share."""
+"""One step's batch on the device: what its kernels read, and the plans that its layers share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,84 +15,126 @@ from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DeviceDecodePlan:
-    """`DecodePlan` on the device."""
+class Partials:
+    """Where a decode step's splits leave their results until they are merged."""
 
-    work: Tensor  # int32 [>= num_work, 4]
+    out: Tensor  # float32 [max_work, num_heads, head_dim]
+    lse: Tensor  # float32 [max_work, num_heads]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodeSplits:
+    """`DecodePlan` on the device, for one window."""
+
+    work: Tensor  # int32 [max_work, 4], of which work_begin[num_seqs] are filled
     work_begin: Tensor  # int32 [num_seqs + 1]
-    max_work: int  # how many rows `work` has: partial results need as many
+    new_partials: Callable[[int, int, int], Partials]  # of max_work, num_heads, head_dim
+    partials: dict[tuple[int, int], Partials] = field(default_factory=dict)
+
+    @property
+    def max_work(self) -> int:
+        return self.work.shape[0]
+
+    def partials_of(self, num_heads: int, head_dim: int) -> Partials:
+        """The same for all layers of this shape: what they leave there is merged before the next begins."""
+        found = self.partials.get((num_heads, head_dim))
+        if found is None:
+            found = self.partials[num_heads, head_dim] = self.new_partials(self.max_work, num_heads, head_dim)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeRows:
     """The sequences of a step that have one query each."""
 
-    rows: slice | Tensor  # of q and out, one each: in a row, or int64 indices
+    rows: slice | Tensor  # of q and out: one after another, or int64 indices
     block_tables: Tensor  # int32 [num_seqs, max_blocks]
-    seq_lens: Tensor  # int32 [num_seqs]
-    host_seq_lens: NDArray[np.int32]
-    launcher: Launcher = field(repr=False)
-    plans: dict[int, DeviceDecodePlan] = field(default_factory=dict)  # by window
+    new_splits: Callable[[int], DecodeSplits]  # for a window
+    splits: dict[int, DecodeSplits] = field(default_factory=dict)
 
     @property
     def num_seqs(self) -> int:
-        return len(self.host_seq_lens)
+        return self.block_tables.shape[0]
 
-    def plan(self, window: int | None) -> DeviceDecodePlan:
+    def splits_of(self, window: int | None) -> DecodeSplits:
         """Who does what, made for the first layer with that window."""
         key = NO_WINDOW if window is None else window
-        found = self.plans.get(key)
+        found = self.splits.get(key)
         if found is None:
-            host = decode_plan(self.host_seq_lens, key)
-            sent = send(self.launcher, {"work": host.work, "work_begin": host.work_begin})
-            found = self.plans[key] = DeviceDecodePlan(sent["work"], sent["work_begin"], host.num_work)
+            found = self.splits[key] = self.new_splits(key)
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefillRows:
+    """The sequences of a step that have several queries each; tables and lengths are those of all sequences."""
+
+    cu_seqlens_q: NDArray[np.int32]  # on the host, as the others here
+    seq_lens: NDArray[np.int32]
+    selected: NDArray[np.bool_]  # [num_seqs]
+    launcher: Launcher = field(repr=False)
+    work: dict[object, Tensor] = field(default_factory=dict)  # int32 [num_work, 4], by what it depends on
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CudaMetadata(AttentionMetadata):
-    """One step's sequences; all tensors are on the device."""
+    """One step's sequences; all of the base's tensors are on the device."""
 
     decode: DecodeRows | None  # None: no sequence has exactly one query
+    prefill: PrefillRows | None  # None: no sequence has more than one
+    host: AttentionMetadata | None  # the same on the CPU; None: nobody can check it
+
+    def require_blocks(self, num_blocks: int, block_size: int) -> None:
+        """Raises ValueError unless the tables hold blocks of this cache, enough for every sequence. Looks once."""
+        if self.host is None or (num_blocks, block_size) in self.calls:
+            return
+        tables, needed = self.host.block_tables.numpy(), -(-self.host.seq_lens.numpy() // block_size)
+        if needed.max(initial=0) > tables.shape[1]:
+            raise ValueError("block_tables has fewer columns than seq_lens needs blocks")
+        used = tables[np.arange(tables.shape[1]) < needed[:, None]]
+        if used.size and not 0 <= used.min() <= used.max() < num_blocks:
+            raise ValueError("block_tables names a block outside the cache")
+        self.calls[num_blocks, block_size] = True
+
+
+def new_partials(launcher: Launcher) -> Callable[[int, int, int], Partials]:
+    """Memory for one step. It goes back to torch's allocator, which gives it out in the stream's order."""
+
+    def make(max_work: int, num_heads: int, head_dim: int) -> Partials:
+        out = launcher.empty((max_work, num_heads, head_dim), torch.float32)
+        return Partials(out, launcher.empty((max_work, num_heads), torch.float32))
+
+    return make
 
 
 def cuda_metadata(
     launcher: Launcher, block_tables: Tensor, slot_mapping: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor
 ) -> CudaMetadata:
-    """`numba_kernels.attention_metadata` for a step on this launcher's device, from the same tensors on the CPU.
+    """`numba_kernels.attention_metadata` on this launcher's device, from the same tensors on the CPU.
 
-    Raises ValueError also for contents that do not fit: bounds that fall, a sequence with fewer tokens than queries,
-    or more than its block table could hold at 16 tokens a block or more is not known here.
+    Fastest where the sequences with one query follow one another. Raises ValueError also for contents that do not fit.
     """
     host = attention_metadata(block_tables, slot_mapping, cu_seqlens_q, seq_lens)
-    bounds, lens = host.cu_seqlens_q.numpy(), host.seq_lens.numpy().copy()
-    num_queries = np.diff(bounds)
-    if len(bounds) and (bounds[0] != 0 or (num_queries < 0).any() or host.num_query_tokens != slot_mapping.numel()):
-        raise ValueError(f"cu_seqlens_q {bounds.tolist()} does not divide {slot_mapping.numel()} tokens")
-    if ((num_queries > lens) & (lens > 0)).any():
-        raise ValueError(f"seq_lens {lens.tolist()} are shorter than the queries {num_queries.tolist()}")
-    single = np.flatnonzero(num_queries == 1)
+    bounds, lens = host.cu_seqlens_q.numpy().copy(), host.seq_lens.numpy().copy()
+    num_queries = _check(bounds, lens, slot_mapping.numel())
+    single, several = np.flatnonzero(num_queries == 1), num_queries > 1
     arrays = {
         "block_tables": host.block_tables.numpy(),
         "slot_mapping": host.slot_mapping.numpy(),
         "cu_seqlens_q": bounds,
         "seq_lens": lens,
     }
-    in_a_row = len(single) == 0 or single[-1] - single[0] + 1 == len(single)
-    if not in_a_row:
-        arrays |= {"decode_seqs": single, "decode_rows": bounds[single].astype(np.int64)}
+    scattered = len(single) > 0 and single[-1] - single[0] + 1 != len(single)
+    if scattered:
+        arrays |= {"single": single, "rows": bounds[single].astype(np.int64)}
     sent = send(launcher, arrays)
     decode = None
-    if len(single):
+    if scattered:
+        decode = DecodeRows(sent["rows"], sent["block_tables"][sent["single"]], _new_splits(launcher, lens[single]))
+    elif len(single):
         first, last = single[0], single[-1] + 1
-        tables, device_lens = sent["block_tables"], sent["seq_lens"]
-        decode = DecodeRows(
-            rows=slice(int(bounds[first]), int(bounds[last])) if in_a_row else sent["decode_rows"],
-            block_tables=tables[first:last] if in_a_row else tables[sent["decode_seqs"]],
-            seq_lens=device_lens[first:last] if in_a_row else device_lens[sent["decode_seqs"]],
-            host_seq_lens=lens[single],
-            launcher=launcher,
-        )
+        rows = slice(int(bounds[first]), int(bounds[last]))
+        decode = DecodeRows(rows, sent["block_tables"][first:last], _new_splits(launcher, lens[first:last]))
     return CudaMetadata(
         sent["block_tables"],
         sent["slot_mapping"],
@@ -98,4 +142,25 @@ def cuda_metadata(
         sent["seq_lens"],
         host.num_query_tokens,
         decode=decode,
+        prefill=PrefillRows(bounds, lens, several, launcher) if several.any() else None,
+        host=host,
     )
+
+
+def _new_splits(launcher: Launcher, seq_lens: NDArray[np.int32]) -> Callable[[int], DecodeSplits]:
+    def make(window: int) -> DecodeSplits:
+        plan = decode_plan(seq_lens, window)
+        sent = send(launcher, {"work": plan.work, "work_begin": plan.work_begin})
+        return DecodeSplits(sent["work"], sent["work_begin"], new_partials(launcher))
+
+    return make
+
+
+def _check(bounds: NDArray[np.int32], lens: NDArray[np.int32], num_tokens: int) -> NDArray[np.int32]:
+    """The sequences' numbers of queries. Raises ValueError if bounds and lengths make no batch."""
+    num_queries = np.diff(bounds)
+    if bounds[0] != 0 or bounds[-1] != num_tokens or (num_queries < 0).any():
+        raise ValueError(f"cu_seqlens_q {bounds.tolist()} does not divide {num_tokens} tokens among the sequences")
+    if (lens < 0).any() or ((num_queries > lens) & (lens > 0)).any():
+        raise ValueError(f"seq_lens {lens.tolist()} are less than the queries: {num_queries.tolist()}")
+    return num_queries

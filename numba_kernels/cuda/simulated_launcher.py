@@ -1,6 +1,7 @@
 """A device that is not there: kernels run in the simulator, over tensors in the CPU's memory."""
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from numba_kernels.cuda.launcher import Arguments, DeviceProperties
-from numba_kernels.cuda.simulator import Simulator
+from numba_kernels.cuda.simulator import LaunchFault, Simulator
 from numba_kernels.cuda.target import Index3, Kernel
 
 _NAN = 0x7FFF  # of bfloat16 and float16; two of them are a float32's, and either byte is an e4m3's
@@ -26,6 +27,14 @@ class _LateCopy:
     storage: int  # the destination's
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Upload:
+    """A copy to the device that may still be reading the host's memory."""
+
+    host: "weakref.ref[Tensor]"  # memory that was let go of is no longer written
+    sent: Tensor
+
+
 @dataclass(slots=True, eq=False)
 class SimulatedLauncher:
     """`Launcher` over CPU tensors. Kernels run at once; copies of rows arrive as late as a stream allows.
@@ -38,6 +47,7 @@ class SimulatedLauncher:
     properties: DeviceProperties = field(default_factory=lambda: DeviceProperties(2, (9, 0)))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _late: list[_LateCopy] = field(default_factory=list)
+    _uploads: list[_Upload] = field(default_factory=list)  # behind which there is no event yet
 
     def launch(
         self, kernel: Kernel, grid: Index3, num_threads: int, args: Arguments, touching: tuple[Tensor, ...]
@@ -51,6 +61,19 @@ class SimulatedLauncher:
         values: list[Any] = [_ARGUMENT[name](arg) for name, arg in zip(kernel.argument_types, args, strict=True)]
         shared = kernel.dynamic_shared_bytes
         Simulator(arrays, self.seed).launch(kernel.make, grid, num_threads, *values, dynamic_shared_bytes=shared)
+
+    def upload(self, host: Tensor, memory: Tensor) -> None:
+        """Arrives at once, for torch's operations see no stream here; the next `event` looks after the host's side."""
+        memory.copy_(host)
+        alive = [upload for upload in self._uploads if upload.host() is not None]
+        self._uploads = [*alive, _Upload(weakref.ref(host), host.clone())]
+
+    def download(self, memory: Tensor) -> "SimulatedDownload":
+        """NaN until it is waited for."""
+        return SimulatedDownload(memory.clone(), self.empty(tuple(memory.shape), memory.dtype))
+
+    def event(self) -> "SimulatedEvent":
+        return SimulatedEvent(self._take_uploads)
 
     def copy_rows(self, source: Tensor, destination: Tensor, pairs: list[tuple[int, int]]) -> None:
         """As in `Launcher`; which of the two is the host's makes no difference here."""
@@ -79,12 +102,48 @@ class SimulatedLauncher:
         """Let everything arrive."""
         self._arrive({copy.storage for copy in self._late})
 
+    def _take_uploads(self) -> list[_Upload]:
+        uploads, self._uploads = self._uploads, []
+        return uploads
+
     def _arrive(self, storages: set[int]) -> None:
         """Finish the copies into these storages, in their order."""
         for copy in self._late:
             if copy.storage in storages:
                 copy.places[copy.at] = copy.rows
         self._late = [copy for copy in self._late if copy.storage not in storages]
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedEvent:
+    """`Event`: the uploads before it are done when it is waited for, and not earlier."""
+
+    take_uploads: Callable[[], list[_Upload]]
+    uploads: list[_Upload] = field(default_factory=list)
+
+    def record(self) -> None:
+        """Behind the uploads so far."""
+        self.uploads = self.take_uploads()
+
+    def synchronize(self) -> None:
+        """Raises LaunchFault if an upload's source is no longer what it was."""
+        uploads, self.uploads = self.uploads, []
+        for upload in uploads:
+            host = upload.host()
+            if host is not None and not torch.equal(host, upload.sent):
+                raise LaunchFault("the host has written memory that the device was still copying from")
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedDownload:
+    """`Download`: the host's memory is filled when it is waited for."""
+
+    sent: Tensor
+    host: Tensor
+
+    def wait(self) -> Tensor:
+        """What the device's memory held when it was asked for."""
+        return self.host.copy_(self.sent)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -52,17 +52,13 @@ class Packing:
 
 
 def send(launcher: Launcher, arrays: dict[str, NDArray[np.int32] | NDArray[np.int64]]) -> dict[str, Tensor]:
-    """Copies of these arrays on the device, in one transfer that nobody waits for.
-
-    The host's memory is given back at once. On a GPU it is torch's pinned memory, which torch hands out again only
-    when the copy on the stream is done.
-    """
+    """Copies of these arrays on the device, in one transfer that nobody waits for."""
     packing = Packing({name: Field(_TORCH[array.dtype.type], array.shape) for name, array in arrays.items()})
     staged = launcher.staging(packing.num_bytes)
     for name, place in packing.arrays(staged).items():
         place[...] = arrays[name]
     memory = launcher.empty((packing.num_bytes,), torch.uint8)
-    memory.copy_(staged, non_blocking=True)
+    launcher.upload(staged, memory)
     return packing.tensors(memory)
 
 

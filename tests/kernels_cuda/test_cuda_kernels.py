@@ -1,12 +1,16 @@
 """`CudaKernels` over the simulated device: every operation of `Kernels`, against float64 or plain torch."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from numba_kernels import KVLayout
+from numba_kernels import CpuKernels, KVLayout, kernels_for, reference_ops
 from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.launcher import DeviceProperties
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
-from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, SCALE, random_step
+from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, SCALE, Step, random_step
 from tests.kernels_cuda.decode_batches import relative_error
 
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -80,3 +84,125 @@ def test_a_host_that_does_not_wait_for_swapped_blocks_reads_nan(kernels: CudaKer
     assert not host[1].any()
     kernels.synchronize()
     assert host[0].any()
+
+
+def heads(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(torch.bfloat16)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_queries_and_keys_are_rotated_and_keys_and_values_written(
+    kernels: CudaKernels, generator: torch.Generator
+) -> None:
+    projected = heads(generator, 3, 8, 64)
+    q, k, v = projected.split_with_sizes((4, 2, 2), dim=1)
+    cos, sin = torch.randn(2, 40, 32, generator=generator).unbind()
+    positions, slots = torch.tensor([5, 0, 39]), torch.tensor([17, -1, 47])
+    cache = torch.zeros(3, 2, 2, 2, BLOCK_SIZE, 64, dtype=torch.bfloat16)
+    exact_q, exact_cache = q.double(), cache.double()
+    arguments = (cos.double(), sin.double(), positions, exact_cache, LAYER, slots)
+    reference_ops.rope_and_write_kv(exact_q, k.double(), v.double(), *arguments, layout=KVLayout.STANDARD)
+    kernels.rope_and_write_kv(q, k, v, cos, sin, positions, cache, LAYER, slots, layout=KVLayout.STANDARD)
+    assert relative_error(q, exact_q) < 4e-3
+    assert relative_error(cache, exact_cache) < 4e-3
+    assert torch.equal(cache[:, :, 1], exact_cache[:, :, 1].to(torch.bfloat16))  # values are only copied
+
+
+def test_rows_are_normed_and_added_to_the_residual(kernels: CudaKernels, generator: torch.Generator) -> None:
+    x, residual, weight = heads(generator, 5, 576), heads(generator, 5, 576), heads(generator, 576)
+    summed = residual.clone()
+    exact = reference_ops.rms_norm(x, weight.double(), 1e-5, residual=summed).double()
+    assert relative_error(kernels.rms_norm(x, weight, 1e-5, residual=residual), exact) < 6e-3
+    assert torch.equal(residual, summed)
+
+
+def test_heads_are_normed_each_for_itself(kernels: CudaKernels, generator: torch.Generator) -> None:
+    x, weight = heads(generator, 3, 6, 64)[:, 1:4], heads(generator, 64)
+    exact = reference_ops.rms_norm(x.double(), weight.double(), 1e-5)
+    assert relative_error(kernels.rms_norm(x, weight, 1e-5), exact) < 6e-3
+
+
+def test_silu_of_the_gate_multiplies_the_other_half(kernels: CudaKernels, generator: torch.Generator) -> None:
+    gate_up = heads(generator, 3, 2 * 1536)
+    exact = reference_ops.silu_and_mul(gate_up.double())
+    assert relative_error(kernels.silu_and_mul(gate_up), exact) < 4e-3
+
+
+def test_what_is_downloaded_is_what_was_there_when_it_was_asked_for(kernels: CudaKernels) -> None:
+    x = torch.tensor([1, 2, 3])
+    download = kernels.download(x)
+    x.zero_()
+    assert download.wait().tolist() == [1, 2, 3]
+
+
+def step_with(**changes: object) -> tuple[Step, dict[str, Any]]:
+    """A step's arguments of paged_attention, some of them wrong."""
+    step = random_step([(1, 20), (1, 9)])
+    arguments: dict[str, Any] = {"q": step.q, "kv_cache": step.kv_cache, "layer": LAYER, "scale": SCALE}
+    return step, arguments | {"layout": KVLayout.STANDARD} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"layer": 2}, r"layer must be in \[0, 2\), not 2"),
+        ({"layout": KVLayout.AMX_PACKED}, "layout must be standard, not amx-packed"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"sliding_window": 0}, "sliding_window must be at least 1"),
+        ({"q": torch.zeros(2, 3, 64, dtype=torch.bfloat16)}, "q's 3 heads must be 1 to 16 times the cache's 2"),
+        ({"q": torch.zeros(1, 4, 64, dtype=torch.bfloat16)}, r"q must be torch.bfloat16 \(2, 4, 64\)"),
+        ({"q": torch.zeros(2, 4, 64)}, "q must be torch.bfloat16"),
+        ({"q": torch.zeros(2, 4, 70, dtype=torch.bfloat16)[..., 3:67]}, "multiples of 16 bytes"),
+        ({"kv_cache": torch.zeros(2, 2, 2, 2, 16, 64)}, "kv_cache must be bfloat16 or float16, not torch.float32"),
+        ({"kv_cache": torch.zeros(4, 2, 2, 2, 24, 64).bfloat16()}, "block_size must be a multiple of 16, not 24"),
+        ({"kv_cache": torch.zeros(2, 2, 2, 2, 16, 64).bfloat16()}, "block_tables names a block outside the cache"),
+        ({"out": torch.zeros(2, 4, 128, dtype=torch.bfloat16)[..., :64]}, "out must be like q and contiguous"),
+    ],
+)
+def test_a_wrong_argument_is_named(kernels: CudaKernels, changes: dict[str, Any], match: str) -> None:
+    step, arguments = step_with(**changes)
+    with pytest.raises(ValueError, match=match):
+        kernels.paged_attention(metadata=step.metadata(kernels), **arguments)
+
+
+def test_metadata_of_another_device_is_refused(kernels: CudaKernels) -> None:
+    step, arguments = step_with()
+    with pytest.raises(ValueError, match="not made by this device"):
+        kernels.paged_attention(metadata=step.metadata(CpuKernels()), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "match"),
+    [
+        ([[0, 5]], IndexError, "outside 5 source or 5 destination"),
+        ([[-1, 0]], IndexError, "outside"),
+        ([0, 1], ValueError, r"pairs must be int64 \[num_pairs, 2\]"),
+    ],
+)
+def test_blocks_that_are_not_there_are_refused(
+    kernels: CudaKernels, pairs: list[Any], error: type[Exception], match: str
+) -> None:
+    cache = torch.zeros(5, 64, dtype=torch.bfloat16)
+    with pytest.raises(error, match=match):
+        kernels.copy_blocks(cache, torch.tensor(pairs))
+
+
+def test_a_gpu_that_is_too_old_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"7\.5, and 8\.0 is needed"):
+        CudaKernels(SimulatedLauncher(properties=DeviceProperties(40, (7, 5))))
+
+
+def test_a_device_has_its_kernels() -> None:
+    assert isinstance(kernels_for("cpu"), CpuKernels)
+    with pytest.raises(ValueError, match="no kernels for device meta"):
+        kernels_for("meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_torch_does_not_see_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"without CUDA|no GPU"):
+        kernels_for("cuda")
