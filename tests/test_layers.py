@@ -13,7 +13,7 @@ SHARED = {"serve_paged.config"}  # settings: plain data that every layer but the
 
 # package -> what it may import beyond the standard library and itself
 MAY_IMPORT: dict[str, set[str]] = {
-    "numba_kernels": {"numba", "numpy", "torch", "llvmlite", "greenlet", "click"},
+    "numba_kernels": {"numba", "numpy", "torch", "llvmlite", "greenlet", "click", "triton", "flashinfer"},
     "serve_paged/core": set(),
     "serve_paged/model": {
         "serve_paged.core", "numba_kernels", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub",

@@ -1,4 +1,4 @@
-"""`python -m numba_kernels.bench`: the kernels against torch and against plain reading, in one interleaved run.
+"""The CPU's kernels against torch and against plain reading, in one interleaved run.
 
 Every round times each contender once, so that whatever else the machine does hits all of them alike. The cache is
 larger than the processor's own: each call uses another layer, as a model does.
@@ -151,14 +151,8 @@ def block_copies(rounds: int) -> None:
     report("copy 64 blocks (read + write)", measure(contenders, 1, rounds), moved)
 
 
-@click.command()
-@click.option("--rounds", default=20, show_default=True, help="How often each contender is timed.")
-@click.option("--layers", default=31, show_default=True, help="Layers of the cache; a prime, so that all get used.")
-@click.option("--threads", default=os.cpu_count(), show_default=True, help="Of torch and of the kernels.")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
-@click.option("--shape", default="9,3,64", show_default=True, help="num_heads,num_kv_heads,head_dim")
-def main(rounds: int, layers: int, threads: int, dtype: str, shape: str) -> None:
-    """Time paged attention and block copies on this machine."""
+def run(rounds: int, layers: int, threads: int, dtype: str, shape: str) -> None:
+    """Time paged attention and block copies on this machine. `shape`: num_heads,num_kv_heads,head_dim."""
     torch.set_num_threads(threads)
     set_num_threads(threads)
     num_heads, num_kv_heads, head_dim = (int(n) for n in shape.split(","))
@@ -171,7 +165,3 @@ def main(rounds: int, layers: int, threads: int, dtype: str, shape: str) -> None
         title = f"{kind} {num_seqs} x {seq_len}, heads {shape}, {dtype}, {threads} threads"
         report(title, measure(case.contenders(), layers, rounds), case.num_bytes)
     block_copies(rounds)
-
-
-if __name__ == "__main__":
-    main()

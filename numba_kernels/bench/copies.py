@@ -1,4 +1,4 @@
-"""Times block copies, KV writes and elementwise ops: `python -m numba_kernels.bench_copies`.
+"""Times block copies, KV writes and elementwise ops: `python -m numba_kernels.bench.copies`.
 
 Sizes of SmolLM2-135M (30 layers, 9 heads, 3 KV heads of 64, hidden 576, MLP 1536). Prints microseconds per call,
 everything from Python included, and GB/s read plus written, for the kernel and for the same step in plain torch.
