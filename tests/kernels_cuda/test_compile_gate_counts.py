@@ -4,6 +4,8 @@ import pytest
 
 from numba_kernels.cuda.build import Build
 from numba_kernels.cuda.decode import ELEMENTS, HEAD_DIMS, DecodeVariant
+from numba_kernels.cuda.performance.code import kernel_code
+from numba_kernels.cuda.performance.pipes import global_bytes
 from tests.kernels_cuda.gate import violations
 
 DECODE_VARIANTS = [
@@ -50,3 +52,11 @@ def test_copying_blocks_has_four_loads_in_flight(builds: dict[str, dict[str, Bui
 def test_asynchronous_copies_are_16_bytes_wide(builds: dict[str, dict[str, Build]]) -> None:
     for build in builds["staged-copy"].values():
         assert build.count("LDGSTS", "128") == build.count("LDGSTS") > 0
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_an_iteration_of_decode_loads_a_tile_of_16_tokens_and_a_block_id(
+    head_dim: int, builds: dict[str, dict[str, Build]]
+) -> None:
+    loop = kernel_code(builds[f"decode-bf16-{head_dim}-b16"]["sm_90"]).loop
+    assert global_bytes(loop) == 16 * 2 * head_dim * 2 + 32 * 4  # K and V of 16 tokens; 4 bytes a lane, all the same

@@ -34,14 +34,31 @@ _SHUFFLE = Cost("lsu", 1, 25)
 _SHARED_LATENCY = 30
 
 _CONTROL_NAMES = frozenset(
-    "BRA BSSY BSYNC BREAK NOP WARPSYNC BAR EXIT RET CALL DEPBAR LDGDEPBAR ERRBAR MEMBAR NANOSLEEP YIELD".split()
+    [
+        "BRA",
+        "BSSY",
+        "BSYNC",
+        "BREAK",
+        "NOP",
+        "WARPSYNC",
+        "BAR",
+        "EXIT",
+        "RET",
+        "CALL",
+        "DEPBAR",
+        "LDGDEPBAR",
+        "ERRBAR",
+        "MEMBAR",
+        "NANOSLEEP",
+        "YIELD",
+    ]
 )
-_FLOAT_NAMES = frozenset("FADD FMUL FFMA HADD2 HMUL2 HFMA2".split())
-_SPECIAL_NAMES = frozenset("MUFU F2F F2I I2F FRND POPC FLO S2R".split())
-_TENSOR_NAMES = frozenset("HMMA IMMA QMMA".split())
-_SHARED_NAMES = frozenset("LDS STS LDSM STSM ATOMS".split())
-GLOBAL_LOADS = frozenset("LDG LD".split())
-GLOBAL_STORES = frozenset("STG ST RED".split())
+_FLOAT_NAMES = frozenset({"FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2"})
+_SPECIAL_NAMES = frozenset({"MUFU", "F2F", "F2I", "I2F", "FRND", "POPC", "FLO", "S2R"})
+_TENSOR_NAMES = frozenset({"HMMA", "IMMA", "QMMA"})
+_SHARED_NAMES = frozenset({"LDS", "STS", "LDSM", "STSM", "ATOMS"})
+GLOBAL_LOADS = frozenset({"LDG", "LD"})
+GLOBAL_STORES = frozenset({"STG", "ST", "RED"})
 ASYNCHRONOUS_COPY = "LDGSTS"
 
 

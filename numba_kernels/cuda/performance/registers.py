@@ -1,11 +1,30 @@
 """Which registers an instruction reads and writes, as far as the model needs it."""
 
+import functools
 import re
 
 from numba_kernels.cuda.sass import Instruction
 
 _REGISTER = re.compile(r"\b(U?[RP])(\d+)\b(\.64)?")
-_NO_RESULT = frozenset("STG ST STS STSM RED LDGSTS BRA BAR EXIT DEPBAR LDGDEPBAR BSSY BSYNC NOP WARPSYNC".split())
+_NO_RESULT = frozenset(
+    {
+        "STG",
+        "ST",
+        "STS",
+        "STSM",
+        "RED",
+        "LDGSTS",
+        "BRA",
+        "BAR",
+        "EXIT",
+        "DEPBAR",
+        "LDGDEPBAR",
+        "BSSY",
+        "BSYNC",
+        "NOP",
+        "WARPSYNC",
+    }
+)
 
 
 def split_operands(operands: str) -> list[str]:
@@ -13,12 +32,13 @@ def split_operands(operands: str) -> list[str]:
     return re.split(r",\s*(?![^\[]*\])", operands) if operands else []
 
 
-def results(instruction: Instruction) -> set[str]:
+@functools.cache
+def results(instruction: Instruction) -> frozenset[str]:
     """Registers and predicates that it writes: the first operand, and the predicates around it."""
     if instruction.name in _NO_RESULT:
-        return set()
+        return frozenset()
     written: set[str] = set()
-    found_register = False
+    found_register = instruction.name.endswith("SETP")  # it has none
     for operand in split_operands(instruction.operands):
         match = _REGISTER.fullmatch(operand)
         is_predicate = operand in ("PT", "UPT") or bool(match and match[1].endswith("P"))
@@ -29,10 +49,11 @@ def results(instruction: Instruction) -> set[str]:
             written |= _span(match[1], int(match[2]), wide)
         if not is_predicate:
             found_register = True
-    return written
+    return frozenset(written)
 
 
-def sources(instruction: Instruction) -> set[str]:
+@functools.cache
+def sources(instruction: Instruction) -> frozenset[str]:
     """Registers and predicates that it reads; what it writes is among them if the operand could be either."""
     operands = split_operands(instruction.operands)
     skipped = 0 if instruction.name in _NO_RESULT else 1
@@ -43,7 +64,7 @@ def sources(instruction: Instruction) -> set[str]:
             read |= _span(kind, int(number), wide)
     if instruction.predicate:
         read.add(instruction.predicate.lstrip("!"))
-    return read
+    return frozenset(read)
 
 
 def _span(kind: str, first: int, length: int) -> set[str]:
