@@ -29,6 +29,7 @@ class ChoiceDelta:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # on the first delta; None for token 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    events_seq_no: int = 0  # of the batch of KV events that covers the blocks computed so far (core/kv_events.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ class RoutingConfig:
         prompts scatters. With it, a second replica computes it once the first costs a further prefill's time more.
     barrier_s: weight of k / (1 - k), i.e. the cost of a replica that is half full (SMG's `least_load` has 0.15).
     tie_s: costs that differ by less are the same: below what the measured times are good for.
+    max_hold_s: where every replica is too full, a request waits this long for room; then the least busy one queues it.
     report_grace_s: a replica may be silent this long. Each second beyond costs a second: that much may have come to it.
     max_explained: candidates that a decision describes.
     """
@@ -25,6 +26,7 @@ class RoutingConfig:
     barrier_s: float = 0.15
     tie_s: float = 1e-3
     report_grace_s: float = 2.0
+    max_hold_s: float = 1.0
     max_explained: int = 8
 
     def __post_init__(self) -> None:
@@ -32,7 +34,7 @@ class RoutingConfig:
             raise ValueError(
                 "block_size must be at least 1 and max_explained at least 2 (the chosen and the runner-up)"
             )
-        if min(self.displacement, self.barrier_s, self.tie_s, self.report_grace_s) < 0:
+        if min(self.displacement, self.barrier_s, self.tie_s, self.report_grace_s, self.max_hold_s) < 0:
             raise ValueError("costs must not be negative")
 
 

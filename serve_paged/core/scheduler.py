@@ -79,6 +79,21 @@ class Scheduler:
         return self._lines.running
 
     @property
+    def waiting(self) -> list[Sequence]:
+        """Waiting and preempted sequences, in order of service. Not to be changed."""
+        return self._lines.waiting
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self._block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that may run at a time."""
+        return self._max_num_seqs
+
+    @property
     def num_running(self) -> int:
         """Running sequences, choices not forked yet included."""
         return self._lines.num_running

@@ -3,9 +3,10 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from serve_paged.core.errors import EngineDead, InvalidRequest
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
@@ -54,6 +55,33 @@ class _Abort:
     stream: _Stream
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function to run in the engine's thread."""
+
+    function: Callable[[Engine], Any]
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Any]
+
+    def run(self, engine: Engine) -> None:
+        try:
+            result = self.function(engine)
+        except Exception as error:  # noqa: BLE001  (it is the caller's)
+            self.end(error)
+        else:
+            self._tell(self.answer.set_result, result)
+
+    def end(self, error: Exception) -> None:
+        self._tell(self.answer.set_exception, error)
+
+    def _tell(self, setter: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            self.loop.call_soon_threadsafe(lambda: None if self.answer.done() else setter(value))
+
+
+Result = TypeVar("Result")
+
+
 class AsyncEngine:
     """Runs `Engine.step` in a thread while there is work; streams deltas to any number of asyncio callers.
 
@@ -65,7 +93,7 @@ class AsyncEngine:
         self._engine = engine
         self._streams: dict[str, _Stream] = {}  # open requests; touched by the engine thread only
         self._wake = threading.Condition()  # guards what follows, until the thread has ended
-        self._commands: deque[_Add | _Abort] = deque()
+        self._commands: deque[_Add | _Abort | _Call] = deque()
         self._closing = False
         self._death: Exception | None = None
         self._stats = engine.stats()
@@ -89,6 +117,17 @@ class AsyncEngine:
                 with suppress(EngineDead):  # a dead engine has ended it already
                     self._submit(_Abort(stream))
 
+    async def call(self, function: Callable[[Engine], Result]) -> Result:
+        """Run a short function in the engine's thread, between two steps; what it returns or raises.
+
+        Raises `EngineDead` when the engine has stopped.
+        """
+        loop = asyncio.get_running_loop()
+        call = _Call(function, loop, loop.create_future())
+        self._submit(call)
+        result: Result = await call.answer
+        return result
+
     def stats(self) -> EngineStats:
         """The engine's state after its latest step."""
         return self._stats
@@ -105,7 +144,7 @@ class AsyncEngine:
             self._wake.notify()
         self._thread.join()
 
-    def _submit(self, command: _Add | _Abort) -> None:
+    def _submit(self, command: _Add | _Abort | _Call) -> None:
         with self._wake:
             self.check_health()
             self._commands.append(command)
@@ -132,10 +171,13 @@ class AsyncEngine:
             num_commands = len(self._commands)
         for _ in range(num_commands):
             command = self._commands[0]
-            if isinstance(command, _Add):
-                self._add(command.stream)
-            else:
-                self._abort(command.stream)
+            match command:
+                case _Add():
+                    self._add(command.stream)
+                case _Abort():
+                    self._abort(command.stream)
+                case _Call():
+                    command.run(self._engine)
             self._commands.popleft()  # only now: what raises is still there to be told (see `_die`)
         return True
 
@@ -166,7 +208,10 @@ class AsyncEngine:
         with self._wake:
             self._death = death
             waiting = [command.stream for command in self._commands if isinstance(command, _Add)]
+            calls = [command for command in self._commands if isinstance(command, _Call)]
             self._commands.clear()
+        for call in calls:
+            call.end(EngineDead(f"the engine has stopped: {death!r}"))
         self._send(
             {stream: EngineDead(f"the engine has stopped: {death!r}") for stream in (*self._streams.values(), *waiting)}
         )

@@ -33,8 +33,8 @@ class Choice:
             self._prompt_logprobs.append(None)  # nothing predicts the first token
         self._prompt_logprobs.extend(found)
 
-    def advance(self, token: SampledToken) -> ChoiceDelta:
-        """Take in the token just appended to the sequence."""
+    def advance(self, token: SampledToken, events_seq_no: int = 0) -> ChoiceDelta:
+        """Take in the token just appended to the sequence; batch `events_seq_no` covers the blocks it came from."""
         seq, first = self._seq, self._first
         self._first = False
         text = self._detokenizer.append(token.token_id)
@@ -52,4 +52,5 @@ class Choice:
             prompt_logprobs=self._prompt_logprobs if first else [],
             num_prompt_tokens=seq.num_prompt_tokens,
             num_cached_tokens=seq.num_cached_tokens,
+            events_seq_no=events_seq_no,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from serve_paged.core.block_hash import root_hash
 from serve_paged.core.errors import InvalidRequest
+from serve_paged.core.kv_events import BlockEventRecorder
 from serve_paged.core.outputs import ChoiceDelta, EngineStats, TokenLogprobs
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.request_limits import check_request, check_vocabulary
@@ -68,6 +69,7 @@ class Engine:
         self.num_threads = num_threads  # for whichever thread steps it
         self.scheduler = scheduler
         self.block_size = kv_cache.block_size
+        self.kv_events = BlockEventRecorder(scheduler.pool)
         self._kv_cache = kv_cache
         self._runner = runner
         self._sampler = sampler
@@ -121,6 +123,11 @@ class Engine:
         self._counters.num_steps += 1
         self._collect_prompt_logprobs(output, logits)
         return self._sample(self.scheduler.computed(output), logits)
+
+    @property
+    def prefill_token_s(self) -> float:
+        """Seconds to prefill one token, as measured."""
+        return self._costs.token_s
 
     def stats(self) -> EngineStats:
         """A snapshot of the state and the counters."""
@@ -204,11 +211,12 @@ class Engine:
         rows = logits.to_sample([slot.row for slot in slots])
         sampled = self._sampler.sample(rows, [slot.seq for slot in slots])
         deltas = []
+        covered = self.kv_events.cover()
         for slot, token in zip(slots, sampled, strict=True):
             seq = slot.seq
             self.scheduler.append_token(seq, token.token_id)
             self._counters.num_output_tokens += 1
-            delta = self._choices[seq].advance(token)
+            delta = self._choices[seq].advance(token, covered)
             if delta.finish_reason is not None:
                 self.scheduler.finish(seq, delta.finish_reason)
                 self._forget(seq)

@@ -25,6 +25,7 @@ _ENGINE_OPTIONS: dict[str, Any] = {
     "health_check_timeout_s": 30,
     "graceful_shutdown_timeout_s": 60,
     "graceful_shutdown_wait_loop_s": 0.5,
+    "request_router_config": {"request_router_class": "serve_paged.serve.router:BlockAwareRouter"},
     "ray_actor_options": {"num_cpus": 1},
 }
 

@@ -4,11 +4,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from serve_paged.core.outputs import ChoiceDelta
-from serve_paged.serve.engine_client import EngineClient, EngineRequest
+from serve_paged.core.replica_report import ReplicaReport
+from serve_paged.serve.desks import desk_of
+from serve_paged.serve.engine_client import EngineClient
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.protocol import ChatRequest, GenerateRequest, parse_arguments
 from serve_paged.serve.results import Result, collect
 from serve_paged.serve.routes import Routes
@@ -23,7 +27,9 @@ class Ingress:
 
     async def __init__(self, replicas: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         card = await replicas.describe.remote()  # waits for the model, and warms the way to it
-        self._service = TextService(EngineClient(replicas), card)
+        app_name = serve.get_replica_context().app_name
+        self._desk = desk_of(app_name)
+        self._service = TextService(EngineClient(replicas, self._desk), card)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Ray Serve once this is constructed."""
@@ -43,6 +49,10 @@ class Ingress:
         """Answer a conversation (`[{"role": "user", "content": "..."}]`). Streams and answers like `generate`."""
         request = parse_arguments(ChatRequest, {"messages": messages, **fields})
         return await self._run(await self._service.chat_request(request.messages, request), stream=stream)
+
+    async def report(self, report: ReplicaReport) -> bool:
+        """Called by every replica, a few times a second. True: it should send a snapshot of its prefix cache."""
+        return self._desk.report(report)
 
     async def _run(self, request: EngineRequest, *, stream: bool) -> Deltas | Result:
         chunks = self._service.stream(request)

@@ -15,6 +15,9 @@ class ModelCard:
     max_model_len: int  # tokens of prompt + output
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    fingerprint: str  # these three name the root of every block's hash (core/block_hash.py)
+    kv_dtype: str
+    block_size: int  # tokens
     tokenizer_json: bytes  # zlib-compressed: it crosses the network once per ingress
     chat_template: str | None  # Jinja
     special_tokens: dict[str, str]  # bos_token, eos_token, ...: what the chat template may name

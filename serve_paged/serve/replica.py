@@ -1,5 +1,6 @@
 """The deployment that owns one engine: token chunks out, health and statistics for whoever asks."""
 
+import asyncio
 import os
 import time
 import zlib
@@ -7,14 +8,22 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from ray import serve
+
 from serve_paged.config import EngineConfig, prepare_environment
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
+from serve_paged.core.replica_report import ReplicaReport, ReportComposer
 from serve_paged.serve.chunks import ChunkPolicy, chunked
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.model_card import ModelCard
+from serve_paged.serve.reporter import ReportPolicy, keep_reporting
 
 if TYPE_CHECKING:
     from serve_paged.engine.text import TextModel
+
+
+INGRESS = "Ingress"  # the deployment that reports go to
+REPORT_TIMEOUT_S = 5.0
 
 
 class EngineReplica:
@@ -29,10 +38,11 @@ class EngineReplica:
 
         engine = build_engine(config)
         self._request_type = Request
-        self._card = _describe(engine.text_model, engine.max_model_len)
+        self._card = _describe(engine.text_model, engine.max_model_len, engine.block_size)
         self._engine = AsyncEngine(engine)
         self._policy = ChunkPolicy()
         self._num_streams = 0
+        self._reporting: asyncio.Task[None] | None = None
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Run a request and yield its chunks. Cancelling the call aborts it within one step of the engine.
@@ -67,14 +77,35 @@ class EngineReplica:
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, which replaces this replica when it raises."""
+        """Called by Ray Serve, which replaces this replica when it raises. The first call starts the reports."""
         self._engine.check_health()
+        if self._reporting is None:
+            self._reporting = asyncio.create_task(self._report())
+
+    async def _report(self) -> None:
+        """Tell every ingress of this application how things stand here, for ever."""
+        context = serve.get_replica_context()
+        ingress = serve.get_deployment_handle(INGRESS, context.app_name)
+        composer = ReportComposer(context.replica_id.unique_id)
+
+        async def send(report: ReplicaReport) -> list[bool]:
+            answers = ingress.broadcast("report", report)
+            return await answers.results_async(timeout_s=REPORT_TIMEOUT_S)
+
+        async def compose(with_snapshot: bool) -> ReplicaReport:
+            return await self._engine.call(
+                lambda engine: composer.compose(
+                    engine.scheduler, engine.kv_events, engine.prefill_token_s, with_snapshot=with_snapshot
+                )
+            )
+
+        await keep_reporting(compose, send, ReportPolicy())
 
     def _count_streams(self) -> int:
         return self._num_streams
 
 
-def _describe(text_model: "TextModel", max_model_len: int) -> ModelCard:
+def _describe(text_model: "TextModel", max_model_len: int, block_size: int) -> ModelCard:
     template = text_model.chat_template
     return ModelCard(
         name=text_model.name,
@@ -82,6 +113,9 @@ def _describe(text_model: "TextModel", max_model_len: int) -> ModelCard:
         max_model_len=max_model_len,
         vocab_size=text_model.vocab_size,
         eos_token_ids=tuple(text_model.eos_token_ids),
+        fingerprint=text_model.fingerprint,
+        kv_dtype=text_model.kv_dtype,
+        block_size=block_size,
         tokenizer_json=zlib.compress(text_model.tokenizer.to_str().encode("utf-8")),
         chat_template=None if template is None else template.source,
         special_tokens={} if template is None else template.special_tokens,

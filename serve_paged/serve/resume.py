@@ -10,7 +10,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTas
 
 from serve_paged.core.errors import EngineDead
 from serve_paged.core.outputs import ChoiceDelta
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.token_log import TokenLog
 
 logger = logging.getLogger("ray.serve")  # so that it lands in the replica's own log file

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve_paged.core.outputs import ChoiceDelta
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.errors import ApiError, UnknownModel, api_error
 from serve_paged.serve.protocol import ChatCompletionRequest, CompletionRequest, HttpFields, parse_body
 from serve_paged.serve.request_body import read_body

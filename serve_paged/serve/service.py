@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator
 
 from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.core.request_limits import check_request
-from serve_paged.serve.engine_client import EngineClient, EngineRequest, with_seed
+from serve_paged.serve.block_chain import with_chain
+from serve_paged.serve.engine_client import EngineClient
+from serve_paged.serve.engine_request import EngineRequest, with_seed
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.protocol import Message, SamplingFields
 from serve_paged.serve.resume import ResumePolicy, resumed
@@ -54,4 +56,7 @@ class TextService:
 
     def stream(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Run a request, on another replica if one is lost; closing the stream aborts it."""
-        return resumed(request, self.client.stream, self._resume)
+        return resumed(request, self._attempt, self._resume)
+
+    def _attempt(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
+        return self.client.stream(with_chain(request, self.card))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from serve_paged.core.outputs import ChoiceDelta
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.core.sequence import FinishReason
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.model_card import ModelCard
 from tests.tiny_models import CHAT_TEMPLATE, EOS_TOKEN, byte_level_tokenizer
 
@@ -21,6 +21,9 @@ def tiny_card(max_model_len: int = 128) -> ModelCard:
         max_model_len=max_model_len,
         vocab_size=tokenizer.get_vocab_size(),
         eos_token_ids=(tokenizer.token_to_id(EOS_TOKEN),),
+        fingerprint="0" * 32,
+        kv_dtype="float32",
+        block_size=16,
         tokenizer_json=zlib.compress(tokenizer.to_str().encode()),
         chat_template=CHAT_TEMPLATE,
         special_tokens={"eos_token": EOS_TOKEN},

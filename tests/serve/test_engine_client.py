@@ -9,9 +9,12 @@ import pytest
 
 from serve_paged.core.errors import EngineDead
 from serve_paged.core.outputs import ChoiceDelta
+from serve_paged.core.routing_table import RoutingConfig
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import FinishReason
-from serve_paged.serve.engine_client import EngineClient, EngineRequest, with_seed
+from serve_paged.serve.engine_client import EngineClient
+from serve_paged.serve.engine_request import EngineRequest, with_seed
+from serve_paged.serve.routing_desk import RoutingDesk
 from tests.serve.fakes import delta
 
 REQUEST = EngineRequest("r", [1], SamplingParams())
@@ -35,7 +38,7 @@ class FakeResponse:
 def client_of(response: FakeResponse) -> EngineClient:
     method = SimpleNamespace(remote=lambda request: response)
     handle = SimpleNamespace(options=lambda stream: SimpleNamespace(generate=method))
-    return EngineClient(handle)
+    return EngineClient(handle, RoutingDesk(RoutingConfig()))
 
 
 async def read(client: EngineClient, num_chunks: int) -> list[str]:

@@ -11,7 +11,7 @@ from serve_paged.core.errors import EngineDead, InvalidRequest
 from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import FinishReason
-from serve_paged.serve.engine_client import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.resume import ResumePolicy, resumed
 
 REQUEST = EngineRequest("r", [1, 2], SamplingParams(n=2, seed=7))
