@@ -56,6 +56,17 @@ class Decision:
     num_excluded: int
     candidates: tuple[Candidate, ...]
 
+    def summary(self) -> str:
+        """One line, for a response header."""
+        if self.chosen is None:
+            return f"{self.outcome}; {self.num_full} of {self.num_replicas} replicas full"
+        best = self.candidates[0]
+        return (
+            f"replica={self.chosen}; overlap={best.num_overlap_blocks}/{self.num_prompt_blocks} blocks; "
+            f"cost={best.cost_s:.4f} s; replicas={self.num_replicas}; full={self.num_full}; "
+            f"index={'exact' if best.exact else 'degraded'}"
+        )
+
     def to_json(self) -> str:
         """One JSON object, field by field."""
         return json.dumps(asdict(self), allow_nan=False)

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
-from serve_paged.config import EngineConfig
 from serve_paged.serve.ingress import Ingress
 from serve_paged.serve.replica import EngineReplica
+from serve_paged.serve.settings import read_settings
 
 APP_NAME = "serve_paged"
 IMPORT_PATH = "serve_paged.serve.app:build"  # what a Serve config names
@@ -33,22 +32,8 @@ _ENGINE_OPTIONS: dict[str, Any] = {
 def build(args: dict[str, Any]) -> serve.Application:
     """The application: an ingress in front of engine replicas.
 
-    `args` are the fields of `EngineConfig`. Raises `ValueError` naming every unknown key and wrong value.
+    `args` as `read_settings` takes them. Raises `ValueError` naming every unknown key and wrong value.
     """
-    replicas = serve.deployment(EngineReplica, **_ENGINE_OPTIONS).bind(read_settings(args))
-    return serve.deployment(serve.ingress()(Ingress), **_INGRESS_OPTIONS).bind(replicas)
-
-
-def read_settings(args: dict[str, Any]) -> EngineConfig:
-    """Typed, validated settings. Raises `ValueError` naming every unknown key and wrong value."""
-    try:
-        return TypeAdapter(EngineConfig).validate_python(args)
-    except ValidationError as error:
-        raise ValueError("settings of the engine: " + "; ".join(map(_complaint, error.errors()))) from error
-
-
-def _complaint(found: Any) -> str:
-    key = ".".join(map(str, found["loc"]))
-    if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown setting {key!r}"
-    return f"{key}: {found['msg']}" if key else found["msg"]
+    settings = read_settings(args)
+    replicas = serve.deployment(EngineReplica, **_ENGINE_OPTIONS).bind(settings.engine)
+    return serve.deployment(serve.ingress()(Ingress), **_INGRESS_OPTIONS).bind(replicas, settings.ingress)

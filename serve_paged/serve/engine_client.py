@@ -21,7 +21,7 @@ class ReplicaDeparted(EngineDead):
 class EngineClient:
     """Calls the engine replicas of this application."""
 
-    def __init__(self, replicas: DeploymentHandle, desk: RoutingDesk, *, drain_grace_s: float = 10.0) -> None:
+    def __init__(self, replicas: DeploymentHandle, desk: RoutingDesk, *, drain_grace_s: float) -> None:
         self._replicas = replicas
         self._streaming = replicas.options(stream=True)
         self._desk = desk

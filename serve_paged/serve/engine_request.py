@@ -27,6 +27,11 @@ class EngineRequest:
         return len(self.output_token_ids) or self.params.n
 
 
+def attempt_id(request_id: str, number: int) -> str:
+    """The id of a request's attempt: of the first, number 0, its own."""
+    return f"{request_id}-{number}" if number else request_id
+
+
 def with_seed(params: SamplingParams) -> SamplingParams:
     """The same parameters, with a seed drawn if the client gave none."""
     return params if params.seed is not None else replace(params, seed=secrets.randbits(63))

@@ -15,8 +15,10 @@ from serve_paged.serve.engine_client import EngineClient
 from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.protocol import ChatRequest, GenerateRequest, parse_arguments
 from serve_paged.serve.results import Result, collect
+from serve_paged.serve.resume import ResumePolicy
 from serve_paged.serve.routes import Routes
 from serve_paged.serve.service import TextService
+from serve_paged.serve.settings import IngressConfig
 from serve_paged.serve.streams import merge
 
 Deltas = AsyncGenerator[ChoiceDelta, None]
@@ -25,15 +27,18 @@ Deltas = AsyncGenerator[ChoiceDelta, None]
 class Ingress:
     """Tokenises, streams, and stops the engine when a client goes away. Holds no model. A Ray Serve deployment."""
 
-    async def __init__(self, replicas: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, replicas: DeploymentHandle, config: IngressConfig) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         card = await replicas.describe.remote()  # waits for the model, and warms the way to it
         app_name = serve.get_replica_context().app_name
         self._desk = desk_of(app_name)
-        self._service = TextService(EngineClient(replicas, self._desk), card)
+        self._explains = config.explain_routing
+        client = EngineClient(replicas, self._desk, drain_grace_s=config.drain_grace_s)
+        policy = ResumePolicy(max_resumes=config.max_resumes, recovery_s=config.recovery_s)
+        self._service = TextService(client, card, policy)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Ray Serve once this is constructed."""
-        return Routes(self._service).app()
+        return Routes(self._service, self._desk if self._explains else None).app()
 
     async def generate(self, prompt: str | list[int], *, stream: bool = True, **fields: Any) -> Deltas | Result:
         """Continue a prompt, given as text or token ids.

@@ -112,7 +112,8 @@ def check_config(config: dict[str, Any]) -> None:
     """Raise `LaunchError` for unknown keys, which Ray ignores, and for settings of the engine that are wrong."""
     from ray.serve.schema import ServeDeploySchema
 
-    from serve_paged.serve.app import IMPORT_PATH, read_settings
+    from serve_paged.serve.app import IMPORT_PATH
+    from serve_paged.serve.settings import read_settings
 
     unknown = sorted(set(config) - set(ServeDeploySchema.model_fields))
     if unknown:

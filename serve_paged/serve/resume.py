@@ -22,8 +22,8 @@ Chunks = AsyncGenerator[list[ChoiceDelta], None]
 class ResumePolicy:
     """How long to go on when replicas are lost."""
 
-    max_resumes: int = 5  # per request: one that kills whatever runs it must not kill them all
-    recovery_s: float = 180.0  # to the first token after a loss; where no replica is left, one has to start
+    max_resumes: int  # per request: one that kills whatever runs it must not kill them all
+    recovery_s: float  # to the first token after a loss; where no replica is left, one has to start
     backoff_s: float = 0.05  # before the second resume in a row, then four times as long: Ray's router may take a
     # moment to learn that a replica is dead
 

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from serve_paged.serve.protocol import ChatCompletionRequest, CompletionRequest,
 from serve_paged.serve.request_body import read_body
 from serve_paged.serve.responses import ChatFormat, CompletionFormat, Envelope
 from serve_paged.serve.results import Chunks, Usage, collect
+from serve_paged.serve.routing_desk import RoutingDesk
 from serve_paged.serve.service import TextService
 from serve_paged.serve.sse import DONE, EventStream, event
 from serve_paged.serve.streams import merge
@@ -31,13 +33,16 @@ Format = ChatFormat | CompletionFormat
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _HEALTH_TIMEOUT_S = 5.0
+SESSION_HEADERS = ("X-Session-Id", "X-Session-Affinity", "X-Correlation-ID")
 
 
 class Routes:
     """The endpoints of one model's API."""
 
-    def __init__(self, service: TextService) -> None:
+    def __init__(self, service: TextService, desk: RoutingDesk | None = None) -> None:
+        """`desk`: where routing decisions can be asked for; None: nobody is told."""
         self._service = service
+        self._desk = desk
         self._card = service.card
 
     def app(self) -> Starlette:
@@ -49,6 +54,8 @@ class Routes:
             Route("/v1/models/{model_id:path}", _guarded(self.model), methods=["GET"]),
             Route("/health", _guarded(self.health), methods=["GET"]),
         ]
+        if self._desk is not None:
+            routes.append(Route("/debug/routing/{request_id}", _guarded(self.routing), methods=["GET"]))
         return Starlette(routes=routes, exception_handlers={HTTPException: _routing_error})
 
     async def chat_completions(self, request: Request) -> Response:
@@ -56,6 +63,7 @@ class Routes:
         body = parse_body(ChatCompletionRequest, await read_body(request))
         self._check_model(body.model)
         run = await self._service.chat_request(body.messages, body)
+        run = replace(run, session_id=_session_of(request))
         envelope = self._envelope("chatcmpl")
         shape = ChatFormat(envelope, self._service.tokenizer.token_bytes, logprobs=run.params.logprobs is not None)
         return await self._respond(body, [run], shape)
@@ -65,6 +73,7 @@ class Routes:
         body = parse_body(CompletionRequest, await read_body(request))
         self._check_model(body.model)
         runs = [await self._service.text_request(prompt, body) for prompt in body.prompts()]
+        runs = [replace(run, session_id=_session_of(request)) for run in runs]
         params = runs[0].params
         shape = CompletionFormat(
             self._envelope("cmpl"),
@@ -89,14 +98,37 @@ class Routes:
             await self._service.client.stats()
         return Response(status_code=200)
 
+    async def routing(self, request: Request) -> Response:
+        """GET /debug/routing/{request_id}: which replica, and why; one decision for each time it was routed."""
+        assert self._desk is not None
+        request_id = request.path_params["request_id"]
+        decisions = self._desk.decisions(request_id)
+        if not decisions:
+            told = ApiError(404, f"no routing decision is remembered for request {request_id!r}", code="not_found")
+            return _error_response(told)
+        return JSONResponse({"request_id": request_id, "decisions": [asdict(decision) for decision in decisions]})
+
     async def _respond(self, body: HttpFields, runs: list[EngineRequest], shape: Format) -> Response:
         chunks = merge([self._service.stream(run) for run in runs])
         num_choices = runs[0].params.n
         if not body.stream:
-            return JSONResponse(shape.answer(await collect([run.request_id for run in runs], num_choices, chunks)))
+            answer = shape.answer(await collect([run.request_id for run in runs], num_choices, chunks))
+            return JSONResponse(answer, headers=self._routing_headers(runs))
         first = await anext(chunks)  # errors before the first token get a status of their own
         events = _Events(shape, num_choices, include_usage=body.include_usage)
-        return EventStream(_stream(first, chunks, events), chunks)
+        return EventStream(_stream(first, chunks, events), chunks, self._routing_headers(runs))
+
+    def _routing_headers(self, runs: list[EngineRequest]) -> dict[str, str]:
+        """Which replica took each prompt, why in a few words, and the id under which all of it can be asked for."""
+        if self._desk is None:
+            return {}
+        decisions = [decision for run in runs for decision in self._desk.decisions(run.request_id)[:1]]
+        if not decisions:
+            return {}
+        return {
+            "X-Routing-Id": ",".join(decision.reservation_id for decision in decisions),
+            "X-Routing": ", ".join(decision.summary() for decision in decisions),
+        }
 
     def _check_model(self, name: str) -> None:
         if name != self._card.name:
@@ -160,6 +192,11 @@ async def _stream(first: tuple[int, list[ChoiceDelta]], chunks: Chunks, events: 
             yield event(_logged(error).body())
         else:
             yield events.end()
+
+
+def _session_of(request: Request) -> str | None:
+    """The client's name for a conversation, under any of the names that gateways use."""
+    return next((request.headers[name] for name in SESSION_HEADERS if name in request.headers), None)
 
 
 def _guarded(endpoint: Endpoint) -> Endpoint:

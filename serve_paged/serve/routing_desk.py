@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import count, takewhile
 
 from serve_paged.core.load import EXPECTED_OUTPUT_TOKENS
 from serve_paged.core.output_length import OutputLengths
@@ -12,7 +13,7 @@ from serve_paged.core.replica_report import ReplicaReport
 from serve_paged.core.routing import RoutingRequest, select_and_reserve
 from serve_paged.core.routing_decision import Decision
 from serve_paged.core.routing_table import RoutingConfig, RoutingTable
-from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest, attempt_id
 
 MAX_DECISIONS = 10_000  # remembered for those who ask
 
@@ -144,10 +145,11 @@ class RoutingDesk:
                 return
         call()
 
-    def decision(self, request_id: str) -> Decision | None:
-        """The latest decision on a request, if it is still remembered."""
+    def decisions(self, request_id: str) -> list[Decision]:
+        """The latest decision on a request, then those on its later attempts, as far as they are remembered."""
         with self._lock:
-            return self._decisions.get(request_id)
+            attempts = (attempt_id(request_id, number) for number in count())
+            return [self._decisions[attempt] for attempt in takewhile(self._decisions.__contains__, attempts)]
 
     def degraded(self) -> list[str]:
         """Replicas whose index is not exact now."""

@@ -20,11 +20,11 @@ from serve_paged.serve.tokenization import PromptTokenizer
 class TextService:
     """Prepares and runs requests for one model."""
 
-    def __init__(self, client: EngineClient, card: ModelCard) -> None:
+    def __init__(self, client: EngineClient, card: ModelCard, resume: ResumePolicy) -> None:
         self.card = card
         self.client = client
         self.tokenizer = PromptTokenizer(card)
-        self._resume = ResumePolicy()
+        self._resume = resume
 
     async def text_request(self, prompt: str | list[int], fields: SamplingFields) -> EngineRequest:
         """Prepare a plain prompt. Raises `InvalidRequest` for what can never be served."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from serve_paged.core.outputs import ChoiceDelta
-from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.engine_request import EngineRequest, attempt_id
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class TokenLog:
         Output is passed apart from the prompt: penalties, limits, stop strings and random numbers depend on which is
         which. While nothing was received the choices can still share the prompt, and the request goes out as it was.
         """
-        request_id = f"{self._request.request_id}-{attempt}"
+        request_id = attempt_id(self._request.request_id, attempt)
         outputs = {index: log.token_ids[:] for index, log in self._choices.items() if not log.is_finished}
         if len(outputs) == len(self._choices) and not any(outputs.values()):
             outputs = {}

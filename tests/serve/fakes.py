@@ -9,6 +9,7 @@ from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.core.sequence import FinishReason
 from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.model_card import ModelCard
+from serve_paged.serve.resume import ResumePolicy
 from tests.tiny_models import CHAT_TEMPLATE, EOS_TOKEN, byte_level_tokenizer
 
 
@@ -28,6 +29,9 @@ def tiny_card(max_model_len: int = 128) -> ModelCard:
         chat_template=CHAT_TEMPLATE,
         special_tokens={"eos_token": EOS_TOKEN},
     )
+
+
+NO_RESUME = ResumePolicy(max_resumes=0, recovery_s=1.0)
 
 
 @dataclass

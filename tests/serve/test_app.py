@@ -10,8 +10,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from serve_paged.config import EngineConfig
-from serve_paged.serve.app import APP_NAME, build, read_settings
+from serve_paged.serve.app import APP_NAME, build
 from serve_paged.serve.environment import SETTINGS, ensure_token, prepare
+from serve_paged.serve.settings import IngressConfig, read_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +22,9 @@ def shipped_config() -> dict[str, object]:
 
 
 def test_settings_become_the_engines_config() -> None:
-    assert read_settings({"dtype": "float32", "kv_cache_gb": 2}) == EngineConfig(dtype="float32", kv_cache_gb=2.0)
+    settings = read_settings({"dtype": "float32", "kv_cache_gb": 2, "ingress": {"max_resumes": 0}})
+    assert settings.engine == EngineConfig(dtype="float32", kv_cache_gb=2.0)
+    assert settings.ingress == IngressConfig(max_resumes=0)
 
 
 def test_an_unknown_setting_is_an_error_that_names_it() -> None:
@@ -46,7 +49,7 @@ def test_the_shipped_config_fits_rays_schema_and_our_builder() -> None:
 def test_the_shipped_config_names_the_deployments_that_the_builder_makes() -> None:
     (application,) = ServeDeploySchema.model_validate(shipped_config()).applications
     ingress = build(application.args)
-    (engine,) = ingress._bound_deployment.init_args
+    engine, _ = ingress._bound_deployment.init_args
     made = {ingress._bound_deployment.name, engine._bound_deployment.name}
     assert {deployment.name for deployment in application.deployments} == made
 

@@ -38,7 +38,7 @@ class FakeResponse:
 def client_of(response: FakeResponse) -> EngineClient:
     method = SimpleNamespace(remote=lambda request: response)
     handle = SimpleNamespace(options=lambda stream: SimpleNamespace(generate=method))
-    return EngineClient(handle, RoutingDesk(RoutingConfig()))
+    return EngineClient(handle, RoutingDesk(RoutingConfig()), drain_grace_s=0.0)
 
 
 async def read(client: EngineClient, num_chunks: int) -> list[str]:

@@ -12,9 +12,9 @@ from serve_paged.core.sequence import FinishReason
 from serve_paged.serve.protocol import ChatCompletionRequest, CompletionRequest
 from serve_paged.serve.routes import Routes
 from serve_paged.serve.service import TextService
-from tests.serve.fakes import ScriptedClient, delta, tiny_card
+from tests.serve.fakes import NO_RESUME, ScriptedClient, delta, tiny_card
 
-SERVICE = TextService(ScriptedClient([]), tiny_card())  # type: ignore[arg-type]
+SERVICE = TextService(ScriptedClient([]), tiny_card(), NO_RESUME)  # type: ignore[arg-type]
 SCALARS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
 JSON = st.recursive(
     SCALARS,

@@ -15,7 +15,7 @@ from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.resume import ResumePolicy, resumed
 
 REQUEST = EngineRequest("r", [1, 2], SamplingParams(n=2, seed=7))
-POLICY = ResumePolicy(max_resumes=3, backoff_s=0.0)
+POLICY = ResumePolicy(max_resumes=3, recovery_s=60.0, backoff_s=0.0)
 Script = list[list[ChoiceDelta] | Exception]
 
 
@@ -125,7 +125,7 @@ def test_a_request_that_is_at_fault_is_not_resumed() -> None:
 def test_a_recovery_that_takes_too_long_is_an_error() -> None:
     replicas = Replicas([[ActorDiedError()], []])
     with pytest.raises(TimeoutError):
-        read(replicas, policy=ResumePolicy(recovery_s=0.01))
+        read(replicas, policy=ResumePolicy(max_resumes=3, recovery_s=0.01))
     assert replicas.num_closed == 2
 
 
@@ -134,7 +134,7 @@ def test_a_first_token_may_take_its_time() -> None:
 
     async def first_token_after(recovery_s: float) -> bool:
         replicas = Replicas([[]])
-        stream = resumed(REQUEST, replicas.attempt, ResumePolicy(recovery_s=recovery_s))
+        stream = resumed(REQUEST, replicas.attempt, ResumePolicy(max_resumes=3, recovery_s=recovery_s))
         reading = asyncio.ensure_future(anext(stream))
         done, _ = await asyncio.wait({reading}, timeout=0.05)
         reading.cancel()
@@ -157,5 +157,5 @@ def test_a_reader_that_leaves_ends_the_attempt_and_starts_none() -> None:
 
 
 def test_losses_in_a_row_wait_longer_each_time() -> None:
-    policy = ResumePolicy(backoff_s=0.1)
+    policy = ResumePolicy(max_resumes=3, recovery_s=60.0, backoff_s=0.1)
     assert [policy.wait_s(n) for n in (1, 2, 3, 4)] == pytest.approx([0.0, 0.1, 0.4, 1.6])

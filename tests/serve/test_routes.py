@@ -15,14 +15,14 @@ from serve_paged.core.sequence import FinishReason
 from serve_paged.serve.request_body import MAX_BODY_BYTES
 from serve_paged.serve.routes import Routes
 from serve_paged.serve.service import TextService
-from tests.serve.fakes import ScriptedClient, delta, tiny_card
+from tests.serve.fakes import NO_RESUME, ScriptedClient, delta, tiny_card
 
 HELLO = [[delta("H", num_cached_tokens=2)], [delta("i")], [delta("!", FinishReason.STOP)]]
 
 
 def send(client: ScriptedClient, method: str, path: str, body: dict[str, Any] | bytes | None = None) -> httpx.Response:
     async def run() -> httpx.Response:
-        app = Routes(TextService(client, tiny_card())).app()  # type: ignore[arg-type]
+        app = Routes(TextService(client, tiny_card(), NO_RESUME)).app()  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
             content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
             return await http.request(method, path, content=content)
@@ -203,7 +203,7 @@ def test_bad_json_is_a_bad_request() -> None:
 @pytest.mark.parametrize("declared", [False, True])
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_a_body_above_the_limit_is_refused_before_it_is_read_to_its_end(path: str, declared: bool) -> None:
-    app = Routes(TextService(ScriptedClient([]), tiny_card())).app()  # type: ignore[arg-type]
+    app = Routes(TextService(ScriptedClient([]), tiny_card(), NO_RESUME)).app()  # type: ignore[arg-type]
     headers = [(b"content-length", str(MAX_BODY_BYTES + 1).encode())] if declared else []
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
     num_read, sent = 0, []
@@ -276,7 +276,7 @@ def test_health_follows_the_engine(dead: Exception) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_cancelled_request_closes_its_engine_streams(stream: bool, sends: bool) -> None:
     client = ScriptedClient([[delta("a")], [delta("b")]], never_ends=True)
-    app = Routes(TextService(client, tiny_card())).app()  # type: ignore[arg-type]
+    app = Routes(TextService(client, tiny_card(), NO_RESUME)).app()  # type: ignore[arg-type]
     body = json.dumps({"model": "tiny", "prompt": ["p", "q"], "stream": stream}).encode()
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
 

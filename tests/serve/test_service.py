@@ -8,9 +8,9 @@ import pytest
 from serve_paged.core.errors import InvalidRequest, RequestTooLong
 from serve_paged.serve.protocol import ChatRequest, GenerateRequest, parse_arguments
 from serve_paged.serve.service import TextService
-from tests.serve.fakes import ScriptedClient, tiny_card
+from tests.serve.fakes import NO_RESUME, ScriptedClient, tiny_card
 
-SERVICE = TextService(ScriptedClient([]), tiny_card(max_model_len=64))  # type: ignore[arg-type]
+SERVICE = TextService(ScriptedClient([]), tiny_card(max_model_len=64), NO_RESUME)  # type: ignore[arg-type]
 VOCAB_SIZE = SERVICE.card.vocab_size
 
 
