@@ -1,11 +1,11 @@
-"""Replicas killed under load, with real Ray: every stream ends with the text of an undisturbed run."""
+"""Replicas killed and drained under load, with real Ray: every stream ends with the text of an undisturbed run."""
 
 import asyncio
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,9 @@ import httpx
 import openai
 import psutil
 import pytest
+import ray.serve
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from tests.serve.server import ROOT, Server, free_port, running_server
 
@@ -31,17 +33,72 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@dataclass
+class Fleet:
+    """A server with two replicas, and the means to disturb it."""
+
+    server: Server
+    config: dict[str, Any]
+
+    def replicas(self) -> list[psutil.Process]:
+        """The engine replicas that are alive."""
+        family = psutil.Process(self.server.process.pid).children(recursive=True)
+        return [p for p in family if p.status() != psutil.STATUS_ZOMBIE and "EngineReplica" in " ".join(p.cmdline())]
+
+    def kill(self, order: random.Random) -> None:
+        """One of them, at once."""
+        os.kill(order.choice(self.replicas()).pid, signal.SIGKILL)
+
+    def deploy(self, **changes: Any) -> None:
+        """Change the replicas' deployment, as `serve deploy` does."""
+        self.config["applications"][0]["deployments"][1] |= changes
+        client = ray.serve.context._get_global_client()
+        client.deploy_apps(ServeDeploySchema.model_validate(self.config))
+
+    def wait(self, number: int) -> None:
+        """Until so many replicas exist, all of them take requests, and the server is healthy."""
+        begin = time.monotonic()
+        while not (self._num_running() == len(self.replicas()) == number and self._is_healthy()):
+            assert time.monotonic() - begin < RECOVERY_TIMEOUT_S
+            time.sleep(0.2)
+
+    def num_moves(self, answer: "Answer") -> int:
+        """How often a stream went on on another replica."""
+        told = httpx.get(f"{self.server.url}/debug/routing/{answer.routing_id}", timeout=30)
+        return len(told.json()["decisions"]) - 1
+
+    def _num_running(self) -> int:
+        application = ray.serve.status().applications["serve_paged"]
+        return application.deployments["EngineReplica"].replica_states.get("RUNNING", 0)
+
+    def _is_healthy(self) -> bool:
+        return httpx.get(f"{self.server.url}/health", timeout=30).status_code == 200
+
+
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The shipped configuration with two replicas, in float32: text does not depend on what shares a step."""
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The shipped configuration with two replicas, in float32: text does not depend on what shares a step.
+
+    A replica that is stopped is given 8 s, far less than the streams last, and they leave it after 1 s.
+    """
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = free_port()
     (application,) = config["applications"]
     application["args"] |= {"dtype": "float32", "kv_cache_gb": 0.5, "swap_space_gb": 0.1, "threads": 1}
-    replicas = {"num_replicas": 2, "health_check_period_s": 1, "ray_actor_options": {"num_cpus": 0.5}}
-    application["deployments"][1] |= replicas
+    application["args"]["ingress"] |= {"drain_grace_s": 1.0}
+    application["deployments"][1] |= {
+        "num_replicas": 2,
+        "health_check_period_s": 1,
+        "graceful_shutdown_timeout_s": 8,
+        "ray_actor_options": {"num_cpus": 0.5},
+    }
     with running_server(config, tmp_path_factory.mktemp("fleet")) as running:
-        yield running
+        ray.init(address=running.ray_address, log_to_driver=False, logging_level="ERROR")
+        yield Fleet(running, config)
+        ray.shutdown()
+
+
+Disturbance = Callable[[Fleet], None]
 
 
 @dataclass
@@ -53,6 +110,7 @@ class Answer:
     finish_reasons: dict[int, str] = field(default_factory=dict)
     num_tokens: int = 0
     largest_gap_s: float = 0.0
+    routing_id: str = ""
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -71,6 +129,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, index: int, started: async
         stream_options={"include_usage": True},
         **KINDS[index % len(KINDS)],
     )
+    answer.routing_id = stream.response.headers["X-Routing-Id"]
     async for chunk in stream:
         now = time.monotonic()
         answer.largest_gap_s, last = max(answer.largest_gap_s, now - last), now
@@ -86,50 +145,63 @@ async def ask(client: openai.AsyncOpenAI, model: str, index: int, started: async
     return answer
 
 
-async def ask_all(server: Server, model: str, num_kills: int, seed: int) -> list[Answer]:
-    """All streams together; after each of `num_kills` random numbers of started streams a replica is killed."""
-    order = random.Random(seed)
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=RECOVERY_TIMEOUT_S)
-    started = [asyncio.Event() for _ in range(NUM_STREAMS)]
-    async with client:
+async def ask_all(fleet: Fleet, model: str, disturb: Disturbance, times: list[int]) -> list[Answer]:
+    """All streams together; the fleet is disturbed each time that as many of them as in `times` have begun."""
+    url = f"{fleet.server.url}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=RECOVERY_TIMEOUT_S) as client:
+        started = [asyncio.Event() for _ in range(NUM_STREAMS)]
         tasks = [asyncio.create_task(ask(client, model, i, started[i])) for i in range(NUM_STREAMS)]
-        for first in sorted(order.sample(range(NUM_STREAMS), num_kills)):
-            await asyncio.gather(*(event.wait() for event in started[: first + 1]))
-            os.kill(order.choice(replica_processes(server)).pid, signal.SIGKILL)
+        for num_started in times:
+            await asyncio.gather(*(event.wait() for event in started[:num_started]))
+            await asyncio.to_thread(disturb, fleet)
         return await asyncio.gather(*tasks)
 
 
-def replica_processes(server: Server) -> list[psutil.Process]:
-    """The engine replicas that are alive."""
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    return [p for p in family if p.status() != psutil.STATUS_ZOMBIE and "EngineReplica" in " ".join(p.cmdline())]
-
-
-def wait_for_replicas(server: Server, number: int) -> float:
-    """Seconds until so many replicas exist and the server is healthy."""
-    begin = time.monotonic()
-    while len(replica_processes(server)) < number or httpx.get(f"{server.url}/health", timeout=30).status_code != 200:
-        assert time.monotonic() - begin < RECOVERY_TIMEOUT_S
-        time.sleep(0.2)
-    return time.monotonic() - begin
+@pytest.fixture(scope="module")
+def model(fleet: Fleet) -> str:
+    """The name of the served model."""
+    return str(httpx.get(f"{fleet.server.url}/v1/models").json()["data"][0]["id"])
 
 
 @pytest.fixture(scope="module")
-def fleet_model(fleet: Server) -> str:
-    return httpx.get(f"{fleet.url}/v1/models").json()["data"][0]["id"]
+def undisturbed(fleet: Fleet, model: str) -> list[Answer]:
+    return asyncio.run(ask_all(fleet, model, lambda fleet: None, []))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(fleet: Server, fleet_model: str) -> list[Answer]:
-    return asyncio.run(ask_all(fleet, fleet_model, num_kills=0, seed=0))
+def check(name: str, fleet: Fleet, model: str, expected: list[Answer], disturb: Disturbance, times: list[int]) -> None:
+    """Nobody notices; the largest gap between two chunks is told."""
+    fleet.wait(2)
+    answers = asyncio.run(ask_all(fleet, model, disturb, times))
+    assert [answer.content for answer in answers] == [answer.content for answer in expected]
+    num_moves = sum(fleet.num_moves(answer) for answer in answers)
+    assert num_moves > 0, "the streams had ended before"
+    largest, usual = (max(answer.largest_gap_s for answer in found) for found in (answers, expected))
+    print(f"\n{name}: {num_moves} moves, largest gap {largest:.2f} s, undisturbed {usual:.2f} s")
 
 
-@pytest.mark.parametrize(("num_kills", "seed"), [(1, 1), (2, 2)], ids=["one replica", "two in a row"])
-def test_no_stream_notices_that_replicas_were_killed(
-    fleet: Server, fleet_model: str, undisturbed: list[Answer], num_kills: int, seed: int
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_stream_notices_that_a_replica_was_killed(
+    fleet: Fleet, model: str, undisturbed: list[Answer], seed: int
 ) -> None:
-    wait_for_replicas(fleet, 2)
-    answers = asyncio.run(ask_all(fleet, fleet_model, num_kills, seed))
-    assert [answer.content for answer in answers] == [answer.content for answer in undisturbed]
-    gap = max(answer.largest_gap_s for answer in answers)
-    print(f"{num_kills} killed: largest gap {gap:.2f} s, undisturbed {max(a.largest_gap_s for a in undisturbed):.2f} s")
+    order = random.Random(seed)
+    check("killed", fleet, model, undisturbed, lambda f: f.kill(order), [order.randrange(1, NUM_STREAMS)])
+
+
+def test_no_stream_notices_that_both_were_killed_in_a_row(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
+    order = random.Random(3)
+    times = sorted(order.sample(range(1, NUM_STREAMS), 2))
+    check("killed in a row", fleet, model, undisturbed, lambda f: f.kill(order), times)
+
+
+def test_no_stream_notices_that_a_replica_is_drained(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
+    check("scaled down", fleet, model, undisturbed, lambda f: f.deploy(num_replicas=1), [NUM_STREAMS])
+    fleet.wait(1)
+    fleet.deploy(num_replicas=2)
+
+
+def test_no_stream_notices_a_rolling_upgrade(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
+    before = {process.pid for process in fleet.replicas()}
+    upgrade = {"ray_actor_options": {"num_cpus": 0.4}}  # restarts every replica, one by one
+    check("upgraded", fleet, model, undisturbed, lambda f: f.deploy(**upgrade), [NUM_STREAMS])
+    fleet.wait(2)
+    assert not before & {process.pid for process in fleet.replicas()}
