@@ -175,8 +175,10 @@ def _progress(applications: Any) -> str:
     deployments = {name: found for app in applications.values() for name, found in app.deployments.items()}
     if not deployments:
         return "building the application"
-    pending = {name for name, found in deployments.items() if found.status != "HEALTHY"}
-    return "loading the model" if "EngineReplica" in pending else "starting the ingress"
+    pending = {name: found for name, found in deployments.items() if found.status != "HEALTHY"}
+    doing = "loading the model" if "EngineReplica" in pending else "starting the ingress"
+    reasons = [found.message for found in pending.values() if found.message]  # too few cores or GPUs, for instance
+    return f"{doing}: {reasons[0]}" if reasons else doing
 
 
 def _why(application: Any) -> str:

@@ -2,10 +2,12 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from serve_paged.serve import launch
 from serve_paged.serve.app import IMPORT_PATH
 from serve_paged.serve.launch import LaunchError, check_config, check_port, read_config
 
@@ -51,3 +53,14 @@ def test_the_server_listens_on_this_machine_unless_told_otherwise(tmp_path: Path
 def test_a_wrong_key_or_value_is_named_before_anything_starts(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(LaunchError, match=complaint):
         check_config({"applications": [{"import_path": IMPORT_PATH}]} | changes)
+
+
+def test_what_holds_a_deployment_up_is_told() -> None:
+    def application(engine: SimpleNamespace, ingress: SimpleNamespace) -> dict[str, Any]:
+        return {"serve_paged": SimpleNamespace(deployments={"EngineReplica": engine, "Ingress": ingress})}
+
+    ready, starting = (SimpleNamespace(status=status, message="") for status in ("HEALTHY", "UPDATING"))
+    starved = SimpleNamespace(status="UPDATING", message="resources required: CPU")
+    assert launch._progress(application(starting, starting)) == "loading the model"
+    assert launch._progress(application(ready, starting)) == "starting the ingress"
+    assert launch._progress(application(ready, starved)) == "starting the ingress: resources required: CPU"
