@@ -26,10 +26,6 @@ GIB = 1 << 30
 @click.option("--quick", is_flag=True, help="CUDA: fewer shapes, about 3 minutes.")
 @click.option("--budget-s", type=float, default=None, help="CUDA: stop after this. Default: 150 if quick, else 1500.")
 @click.option(
-    "--kernels", type=click.Path(path_type=Path), default=Path("build/cuda-kernels"), show_default=True,
-    help="CUDA: prebuilt kernels (python -m numba_kernels.cuda.prebuild).",
-)  # fmt: skip
-@click.option(
     "--json", "json_file", type=click.Path(path_type=Path), default=None, help="CUDA: write all figures here."
 )
 def main(
@@ -41,7 +37,6 @@ def main(
     shape: str,
     quick: bool,
     budget_s: float | None,
-    kernels: Path,
     json_file: Path | None,
 ) -> None:
     """Check and time the kernels. The CPU's run beside torch; a GPU's beside torch, Triton and FlashInfer."""
@@ -52,23 +47,24 @@ def main(
         return
     if budget_s is None:
         budget_s = 150.0 if quick else 1500.0
-    _run_cuda(getattr(torch, dtype), quick, budget_s, kernels, json_file)
+    _run_cuda(getattr(torch, dtype), quick, budget_s, json_file)
 
 
-def _run_cuda(dtype: torch.dtype, quick: bool, budget_s: float, folder: Path, json_file: Path | None) -> None:
+def _run_cuda(dtype: torch.dtype, quick: bool, budget_s: float, json_file: Path | None) -> None:
     from numba_kernels.bench.cuda import Bench
     from numba_kernels.bench.environment import environment
     from numba_kernels.bench.figures import line
     from numba_kernels.bench.shapes import FULL, QUICK
     from numba_kernels.bench.timing import CudaTimer
-    from numba_kernels.cuda.gpu_launcher import open_gpu
     from numba_kernels.cuda.kernels import CudaKernels
-    from numba_kernels.cuda.prebuilt import read_prebuilt
+    from numba_kernels.device import kernels_for
 
-    if not torch.cuda.is_available():
-        raise click.ClickException(f"torch {torch.__version__} sees no GPU")
     torch.set_grad_enabled(False)
-    kernels = CudaKernels(open_gpu(torch.device("cuda"), read_prebuilt(folder)))
+    try:
+        kernels = kernels_for("cuda")
+    except RuntimeError as missing:
+        raise click.ClickException(str(missing)) from missing
+    assert isinstance(kernels, CudaKernels)
     l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     bench = Bench(kernels, CudaTimer(0.05 if quick else 0.1), dtype, min_bytes=4 * l2_bytes)
     click.echo(f"{torch.cuda.get_device_name(0)}, {dtype}, buffers of {4 * l2_bytes / 1e6:.0f} MB in turn")

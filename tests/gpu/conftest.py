@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from numba_kernels.cuda.kernels import CudaKernels
-from tests.gpu.device import gpu_kernels, why_no_gpu
+from tests.gpu.device import gpu_kernels
 
 
 @pytest.fixture(scope="session")
 def kernels() -> CudaKernels:
     """The GPU's."""
-    reason = why_no_gpu()
-    if reason is not None:
-        pytest.fail(reason, pytrace=False)
+    try:
+        found = gpu_kernels()
+    except RuntimeError as missing:
+        pytest.fail(f"no GPU for a test that needs one: {missing}", pytrace=False)
     torch.set_grad_enabled(False)
-    return gpu_kernels()
+    return found

@@ -11,7 +11,7 @@ from numba_kernels.bench import attention_case
 from numba_kernels.bench.ceilings import Ceilings
 from numba_kernels.bench.cuda import Bench
 from numba_kernels.bench.figures import Figure, line
-from numba_kernels.bench.operations import copies
+from numba_kernels.bench.operations import copies, operations
 from numba_kernels.bench.shapes import FULL, QUICK, AttentionCase, Extent, ModelShape, attention_cases
 from numba_kernels.bench.timing import ClockTimer, Timing
 from numba_kernels.cuda.kernels import CudaKernels
@@ -70,6 +70,22 @@ def test_copies_are_checked_bit_by_bit(bench: Bench) -> None:
     assert [figure.operation for figure in figures] == ["copy_blocks", "swap out", "swap in"]
     assert all(figure.is_right and figure.error == 0 for figure in figures)
     assert figures[0].num_bytes == 2 * figures[1].num_bytes  # read and written
+
+
+def test_operations_between_the_products_are_checked_and_timed_beside_torch(bench: Bench) -> None:
+    figures = [
+        bench.operation(operation) for operation in operations(bench.kernels, TINY, (3,), torch.bfloat16, 1, CEILINGS)
+    ]
+    assert [figure.operation for figure in figures] == [
+        "rms_norm", "rms_norm residual", "silu_and_mul", "rope_and_write_kv",
+    ]  # fmt: skip
+    for figure in figures:
+        assert figure.is_right, figure.operation
+        assert isinstance(figure.rivals["torch"], Timing), figure.rivals
+    norm, _, silu, rope = figures
+    assert norm.num_bytes == 2 * 3 * 128 * 2
+    assert silu.num_bytes == 3 * 3 * 64 * 2
+    assert rope.num_bytes == 3 * 64 * 2 * (2 * 4 + 4 * 2)  # q read and written; k and v read, and written elsewhere
 
 
 def test_a_run_stops_when_its_time_is_up_and_says_what_is_missing(bench: Bench) -> None:
