@@ -5,7 +5,17 @@ import inspect
 from types import ModuleType
 from typing import Any
 
-from numba_kernels.cuda import decode, decode_merge, decode_tile
+from numba_kernels.cuda import (
+    decode,
+    decode_merge,
+    decode_tile,
+    prefill,
+    prefill_load,
+    prefill_rows,
+    prefill_shared,
+    prefill_store,
+    prefill_tile,
+)
 from tests.kernels_cuda import staged_copy
 from tests.kernels_cuda.decode_batches import DecodeSource
 
@@ -27,6 +37,12 @@ def planted_decode(old: str, new: str) -> DecodeSource:
     """The decode kernels with one piece of source replaced."""
     names = planted(old, new, decode_tile, decode_merge, decode)
     return DecodeSource(names["make_decode"], names["make_merge_splits"])
+
+
+def planted_prefill(old: str, new: str) -> Any:
+    """`make_prefill` with one piece of source replaced."""
+    modules = (prefill_rows, prefill_shared, prefill_load, prefill_tile, prefill_store, prefill)
+    return planted(old, new, *modules)["make_prefill"]
 
 
 def planted_staged_copy(old: str, new: str) -> Any:

@@ -1,0 +1,91 @@
+"""What is constant in a compiled prefill kernel: element, head_dim, and the shape of a block's work."""
+
+from dataclasses import dataclass
+
+HEAD_DIMS = (64, 96, 128, 256)
+ELEMENTS = ("bf16", "f16")
+GRANULE = 16  # tokens that certainly lie in one block of the cache; a matrix's extent in the tensor core
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillShape:
+    """How much a block of threads works on at a time."""
+
+    num_warps: int
+    row_tiles: int  # of 16 rows, per warp
+    tile_tokens: int  # keys and values in one stage of shared memory
+    min_blocks_per_sm: int
+
+    def __post_init__(self) -> None:
+        if self.tile_tokens % GRANULE:
+            raise ValueError(f"a tile of {self.tile_tokens} tokens is not a multiple of {GRANULE}")
+
+
+# 128 rows for every head_dim: a tile of keys and values costs 4 x head_dim bytes per token from the L2 cache and feeds
+# 2 x rows x head_dim products, so 64 rows would ask for 40 bytes per cycle and SM at mma.sync's pace on an H100, and
+# its L2 cache gives about 30. 32 rows per warp, where registers allow it, so that what ldmatrix brings feeds two
+# products: with 16, shared memory (128 bytes a cycle) is slower than the tensor cores.
+_SHAPES = {
+    64: PrefillShape(4, 2, 64, 2),
+    96: PrefillShape(4, 2, 64, 2),
+    128: PrefillShape(4, 2, 32, 2),
+    256: PrefillShape(8, 1, 32, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillVariant:
+    """One compiled kernel. `shape` is chosen by head_dim where none is given."""
+
+    head_dim: int
+    element: str = "bf16"  # of q, cache and output
+    block_size: int = 16  # tokens per block of the cache
+    shape: PrefillShape | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS:
+            raise ValueError(f"no prefill kernel for head_dim {self.head_dim}, {self.element}")
+        if self.block_size <= 0 or self.block_size % GRANULE:
+            raise ValueError(f"block_size {self.block_size} is not a multiple of {GRANULE}")
+
+    @property
+    def name(self) -> str:
+        """The kernel's, such as "prefill-bf16-128-b16"."""
+        shape = self.shape
+        suffix = f"-{shape.num_warps}x{shape.row_tiles}x{shape.tile_tokens}" if shape else ""
+        return f"prefill-{self.element}-{self.head_dim}-b{self.block_size}{suffix}"
+
+    @property
+    def work_shape(self) -> PrefillShape:
+        return self.shape or _SHAPES[self.head_dim]
+
+    @property
+    def num_threads(self) -> int:
+        return 32 * self.work_shape.num_warps
+
+    @property
+    def warp_rows(self) -> int:
+        return 16 * self.work_shape.row_tiles
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows (query tokens x heads of the group) of a block of threads."""
+        return self.work_shape.num_warps * self.warp_rows
+
+    @property
+    def tile_tokens(self) -> int:
+        return self.work_shape.tile_tokens
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of K or V in one stage."""
+        return self.tile_tokens * self.head_dim * 2
+
+    @property
+    def q_bytes(self) -> int:
+        return self.tile_rows * self.head_dim * 2
+
+    @property
+    def shared_bytes(self) -> int:
+        """Q, then two stages, each of a tile of K and one of V."""
+        return self.q_bytes + 4 * self.tile_bytes
