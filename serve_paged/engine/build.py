@@ -12,11 +12,14 @@ from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.scheduler import Scheduler
 from serve_paged.engine.device import choose_dtype, choose_kernels
 from serve_paged.engine.engine import Engine
-from serve_paged.engine.kv_cache import BlockShape, KVCache
-from serve_paged.engine.model_runner import EagerRunner
+from serve_paged.engine.gpu_memory import TorchGauge, bytes_for_blocks
+from serve_paged.engine.graphs import CudaGraphs, Graphs
+from serve_paged.engine.kv_cache import GIB, BlockShape, KVCache
+from serve_paged.engine.model_runner import EagerRunner, ModelRunner
 from serve_paged.engine.sampler import Sampler
 from serve_paged.engine.text import TextModel
 from serve_paged.engine.threads import usable_cores, use_threads
+from serve_paged.model.decoder import Decoder
 from serve_paged.model.loader import LoadedModel, load_model
 from serve_paged.model.tokenizer import load_chat_template, load_tokenizer, number_tokenizer
 
@@ -34,13 +37,19 @@ def build_engine(config: EngineConfig, *, load: Callable[..., LoadedModel] = loa
     use_threads(config.threads or usable_cores())
     kernels = choose_kernels(config.device)
     dtype = choose_dtype(config.dtype, kernels)
-    return assemble_engine(config, load(config.model, dtype, kernels=kernels), dtype)
+    graphs = CudaGraphs(kernels.device) if kernels.device.type == "cuda" else None
+    return assemble_engine(config, load(config.model, dtype, kernels=kernels), dtype, graphs=graphs)
 
 
-def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> Engine:
-    """The same over a model that is loaded already, in a thread whose `use_threads` was called."""
+def assemble_engine(
+    config: EngineConfig, model: LoadedModel, dtype: torch.dtype, *, graphs: Graphs | None = None
+) -> Engine:
+    """The same over a model that is loaded already, in a thread whose `use_threads` was called.
+
+    `graphs` captures decode steps; without, every step is run operation by operation.
+    """
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-    num_blocks = shape.num_blocks_in(config.kv_cache_gb or CPU_KV_CACHE_GB, dtype)
+    num_blocks = shape.num_blocks_in(choose_kv_cache_gb(config, model.decoder, shape), dtype)
     max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
     kv_cache = KVCache(
         shape,
@@ -49,8 +58,7 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
         num_blocks=num_blocks,
         num_host_blocks=shape.num_blocks_in(config.swap_space_gb, dtype),
     )
-    runner = EagerRunner(model.decoder, kv_cache)
-    runner.warm_up(min(config.max_num_batched_tokens, max_model_len))
+    runner = build_runner(config, model.decoder, kv_cache, graphs, max_model_len)
     text_model = describe_text(config, model, dtype)
     costs = PreemptionCosts()
     return Engine(
@@ -63,6 +71,40 @@ def assemble_engine(config: EngineConfig, model: LoadedModel, dtype: torch.dtype
         max_model_len=max_model_len,
         num_threads=config.threads or usable_cores(),
     )
+
+
+def build_runner(
+    config: EngineConfig, decoder: Decoder, kv_cache: KVCache, graphs: Graphs | None, max_model_len: int
+) -> ModelRunner:
+    """A runner that is warm."""
+    eager = EagerRunner(decoder, kv_cache)
+    prefill = (1, min(config.max_num_batched_tokens, max_model_len))
+    if graphs is None:
+        eager.warm_up((2, 1), (32, 1), prefill)
+        return eager
+    eager.warm_up(prefill)
+    # Here, so that on a CPU nothing of CUDA is imported.
+    from serve_paged.engine.cuda_runner import CudaRunner
+
+    return CudaRunner(eager, decoder, kv_cache, graphs, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
+
+
+def choose_kv_cache_gb(config: EngineConfig, decoder: Decoder, shape: BlockShape) -> float:
+    """GiB for KV blocks: what is asked for; else on a GPU what the largest steps leave, on the CPU a fixed amount."""
+    if config.kv_cache_gb is not None:
+        return config.kv_cache_gb
+    kernels = decoder.kernels
+    if kernels.device.type != "cuda":
+        return CPU_KV_CACHE_GB
+    runner = EagerRunner(decoder, KVCache(shape, decoder.dtype, kernels, num_blocks=1, num_host_blocks=0))
+    length = min(config.max_num_batched_tokens, decoder.max_positions)
+    room = bytes_for_blocks(
+        TorchGauge(kernels.device),
+        config.gpu_memory_utilization,
+        largest_step=lambda: runner.run_largest(-(-config.max_num_batched_tokens // length), length),
+        largest_graph=lambda: runner.run_largest(config.max_num_seqs, 1),
+    )
+    return room / GIB
 
 
 def fit_context(wanted: int | None, of_model: int, num_blocks: int, shape: BlockShape) -> int:

@@ -2,7 +2,7 @@
 
 import torch
 
-from numba_kernels import CpuKernels, Kernels
+from numba_kernels import CpuKernels, Kernels, kernels_for
 
 MIN_COMPUTE_CAPABILITY = (8, 0)  # the kernels use asynchronous copies and bfloat16 tensor-core products
 
@@ -11,8 +11,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def choose_kernels(device: str) -> Kernels:
     """The operations of `device`: "auto", "cpu" or "cuda". Raises `ValueError` saying why "cuda" cannot be had."""
+    if device == "cpu":
+        return CpuKernels()
+    missing = why_no_gpu()
+    if not missing:
+        return kernels_for("cuda")
     if device == "cuda":
-        raise ValueError(f"device: cuda is not possible: {why_no_gpu() or 'the engine does not run there yet'}")
+        raise ValueError(f"device: cuda is not possible: {missing}")
     return CpuKernels()
 
 

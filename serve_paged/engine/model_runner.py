@@ -66,14 +66,18 @@ class EagerRunner:
         return StepLogits(self._decoder.logits(hidden), batch.sample_rows, batch.prompt_rows)
 
     @torch.inference_mode()
-    def warm_up(self, max_num_tokens: int) -> None:
-        """Load or compile every kernel by running padded batches that write nothing."""
-        for num_seqs, tokens_per_seq in ((2, 1), (32, 1), (1, max_num_tokens)):
-            self.run_padding(num_seqs, tokens_per_seq)
+    def warm_up(self, *shapes: tuple[int, int]) -> None:
+        """Load or compile kernels by running padded batches, (sequences, tokens of each), that write nothing."""
+        for num_seqs, tokens_per_seq in shapes:
+            self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq)[:num_seqs])
 
     @torch.inference_mode()
-    def run_padding(self, num_seqs: int, tokens_per_seq: int) -> None:
-        """A step of sequences in the null block, which writes nothing: what it costs is what such a step costs."""
+    def run_largest(self, num_seqs: int, tokens_per_seq: int) -> None:
+        """A step that takes as much memory as any of this size: with the log probabilities of all its tokens."""
+        self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq)).log_softmax(dim=-1)
+
+    def _run_padding(self, num_seqs: int, tokens_per_seq: int) -> Tensor:
+        """A step of sequences in the null block, which writes nothing; the hidden states of all its tokens."""
         kernels, num_tokens = self._decoder.kernels, num_seqs * tokens_per_seq
         metadata = kernels.attention_metadata(
             torch.zeros((num_seqs, -(-tokens_per_seq // self._kv_cache.block_size)), dtype=torch.int32),
@@ -83,5 +87,4 @@ class EagerRunner:
         )
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=kernels.device)
         positions = torch.arange(tokens_per_seq, dtype=torch.int64, device=kernels.device).repeat(num_seqs)
-        hidden = self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)
-        self._decoder.logits(hidden[:num_seqs])
+        return self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)

@@ -67,6 +67,10 @@ class Decoder:
         assert update is not None, "a decoder has at least one layer"
         return self.kernels.rms_norm(update, self._norm, self.config.rms_norm_eps, residual=residual)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map normed hidden states [num_rows, hidden_size] to logits, float32 [num_rows, vocab_size]."""
-        return self._lm_head(hidden).float()
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Map normed hidden states [num_rows, hidden_size] to logits, float32 [num_rows, vocab_size].
+
+        They are computed in the decoder's dtype, and written to `out` if given.
+        """
+        logits = self._lm_head(hidden)
+        return logits.float() if out is None else out.copy_(logits)

@@ -16,9 +16,12 @@ class Linear:
 
     __slots__ = ("_bias", "_weight", "packed")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Take `weight` [out, in] and `bias` [out]; the caller should drop its reference to the weight."""
-        self.packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, pack: bool = True) -> None:
+        """Take `weight` [out, in] and `bias` [out]; the caller should drop its reference to the weight.
+
+        `pack` allows for a packed copy; on a GPU there is none.
+        """
+        self.packed = pack and weight.device.type == "cpu" and _can_pack(weight.dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if self.packed else weight
         self._bias = bias
 

@@ -70,19 +70,20 @@ def build_decoder(config: ModelConfig, kernels: Kernels, weights: Weights, num_p
     embedding = weights.read("model.embed_tokens.weight")
     # A tied head gets its own packed copy: lookups need the rows as they are, and packed products take half the time.
     head = embedding if config.tie_word_embeddings else weights.read("lm_head.weight")
+    pack = isinstance(kernels, CpuKernels)  # a simulated GPU's tensors are on the CPU, but it multiplies as a GPU does
     progress = tqdm(range(config.num_layers), desc="loading weights", unit="layer", delay=PROGRESS_AFTER_S)
     return Decoder(
         config,
         kernels,
         embedding=embedding,
-        layers=[_build_layer(config, weights, layer) for layer in progress],
+        layers=[_build_layer(config, weights, layer, pack) for layer in progress],
         norm=weights.read("model.norm.weight"),
-        lm_head=Linear(head),
+        lm_head=Linear(head, pack=pack),
         rope=rope_tables(config, num_positions, kernels.device),
     )
 
 
-def _build_layer(config: ModelConfig, weights: Weights, layer: int) -> DecoderLayer:
+def _build_layer(config: ModelConfig, weights: Weights, layer: int, pack: bool) -> DecoderLayer:
     prefix = f"model.layers.{layer}"
 
     def norm(name: str, present: bool = True) -> torch.Tensor | None:
@@ -93,6 +94,7 @@ def _build_layer(config: ModelConfig, weights: Weights, layer: int) -> DecoderLa
         return Linear(
             weights.read(*(f"{path}.weight" for path in paths)),
             weights.read(*(f"{path}.bias" for path in paths)) if bias else None,
+            pack=pack,
         )
 
     attention = new_attention(

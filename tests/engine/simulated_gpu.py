@@ -1,0 +1,63 @@
+"""The real engine on a GPU that is not there: CUDA kernel sources in the simulator, graphs replayed step by step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numba_kernels import CpuKernels
+from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.metadata import CudaMetadata
+from numba_kernels.reference import paged_attention as reference_attention
+from serve_paged.config import EngineConfig
+from serve_paged.engine.build import assemble_engine
+from serve_paged.engine.engine import Engine
+from serve_paged.engine.kv_cache import GIB, BlockShape
+from serve_paged.engine.simulated_graphs import CapturableLauncher, SimulatedGraphs
+from serve_paged.model.config import ModelConfig
+from tests.engine.lookback_model import lookback_model
+
+
+class SimulatedKernels(CudaKernels):
+    """Stands in for what is not connected yet."""
+
+    def __init__(self, launcher: Any) -> None:
+        super().__init__(launcher)
+        attend = self.paged_attention
+
+        def paged_attention(q: Tensor, kv_cache: Tensor, layer: int, metadata: Any, **kw: Any) -> Tensor:
+            assert isinstance(metadata, CudaMetadata)
+            if metadata.prefill is None:
+                return attend(q, kv_cache, layer, metadata, **kw)
+            launcher.synchronize()
+            assert metadata.host is not None
+            return reference_attention(q, kv_cache, layer, metadata.host, **kw)
+
+        self.paged_attention = paged_attention  # type: ignore[method-assign,assignment]
+
+
+def simulated_engine(config: ModelConfig, dtype: torch.dtype, **settings: Any) -> Engine:
+    """An engine on the simulated GPU over the lookback model."""
+    launcher = CapturableLauncher()
+    model = lookback_model(config, dtype, kernels=SimulatedKernels(launcher))
+    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=SimulatedGraphs(launcher))
+
+
+def cpu_engine(config: ModelConfig, exact_in: torch.dtype, **settings: Any) -> Engine:
+    """An engine on the CPU in float32, over the same weights as a GPU's in `exact_in`."""
+    model = lookback_model(config, torch.float32, kernels=CpuKernels(), exact_in=exact_in)
+    return assemble_engine(_sized(config, torch.float32, **settings), model, torch.float32)
+
+
+def _sized(
+    config: ModelConfig, dtype: torch.dtype, *, num_blocks: int, num_host_blocks: int = 0, **settings: Any
+) -> EngineConfig:
+    """Settings with a cache of exactly so many blocks, the null block not counted."""
+    shape = BlockShape(config.num_layers, config.num_kv_heads, 16, config.head_dim)
+    gib_per_block = shape.num_bytes(dtype) / GIB
+    return EngineConfig(
+        kv_cache_gb=(num_blocks + 1.5) * gib_per_block,
+        swap_space_gb=(num_host_blocks + 0.5) * gib_per_block if num_host_blocks else 0.0,
+        threads=1,
+        **settings,
+    )

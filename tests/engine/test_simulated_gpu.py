@@ -1,0 +1,100 @@
+"""Without a GPU, the whole CUDA path of the engine: its tokens are those of the CPU's.
+
+The CUDA side computes in bfloat16 or float16 with the CUDA kernels' own sources, the CPU side in float32 with its
+kernels, both over the same weights. That the tokens are the same is no luck: between the best two logits there is
+always more than twice what any two log probabilities of the two sides differ by, and the tests say so.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from serve_paged.core.outputs import EngineStats, TokenLogprobs
+from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.engine.engine import Engine, Request
+from tests.engine.lookback_model import lookback_config, prompt_of
+from tests.engine.simulated_gpu import cpu_engine, simulated_engine
+
+NUM_TOP = 5
+
+
+@dataclass(slots=True)
+class Texts:
+    """What an engine said, by request and choice."""
+
+    token_ids: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    logprobs: dict[tuple[str, int], list[TokenLogprobs]] = field(default_factory=dict)
+
+    def margin(self) -> float:
+        """The smallest difference between a best logit and the next."""
+        return min(token.top[0][1] - token.top[1][1] for tokens in self.logprobs.values() for token in tokens)
+
+    def difference(self, other: "Texts") -> float:
+        """The largest between log probabilities of the same token at the same place, among the best of both."""
+        found = [0.0]
+        for key, tokens in self.logprobs.items():
+            for ours, theirs in zip(tokens, other.logprobs[key], strict=True):
+                known = dict(theirs.top)
+                found += [abs(logprob - known[i]) for i, logprob in ours.top if i in known]
+        return max(found)
+
+
+def greedy(max_tokens: int, n: int = 1) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, n=n, ignore_eos=True, logprobs=NUM_TOP)
+
+
+def run(engine: Engine, requests: list[Request]) -> Texts:
+    """All requests at once, until all have ended."""
+    texts = Texts()
+    for request in requests:
+        engine.add(request)
+    while engine.has_unfinished():
+        for delta in engine.step():
+            key = (delta.request_id, delta.choice)
+            texts.token_ids.setdefault(key, []).extend(delta.token_ids)
+            texts.logprobs.setdefault(key, []).extend(delta.logprobs)
+        engine.scheduler.check()
+    return texts
+
+
+def assert_same(gpu: Texts, cpu: Texts) -> None:
+    assert gpu.token_ids == cpu.token_ids
+    assert min(gpu.margin(), cpu.margin()) > 2 * gpu.difference(cpu) > 0.0
+
+
+MIX = [
+    Request("forked", prompt_of(0, 40), greedy(12, n=2)),  # two chunks; the choices share a half-filled block
+    Request("long", prompt_of(1, 27), greedy(32)),
+    Request("prefix", prompt_of(0, 36), greedy(8)),  # of the first request's prompt
+]
+TIGHT = {"num_blocks": 7, "max_num_seqs": 4, "max_num_batched_tokens": 24, "watermark": 0.0}
+
+
+def assert_everything_happened(engine: Engine) -> EngineStats:
+    stats = engine.stats()
+    assert stats.num_cached_tokens == 32  # prefix hits: two blocks
+    assert engine.scheduler.stats.num_copied_blocks == 1  # copy-on-write
+    assert max(len(request.prompt_token_ids) for request in MIX) > 24  # chunked prefill
+    return stats
+
+
+def test_with_forks_chunks_prefix_hits_and_preemption_by_swap() -> None:
+    settings = {**TIGHT, "num_host_blocks": 10, "preemption": "swap"}
+    gpu, cpu = (
+        simulated_engine(lookback_config(), torch.bfloat16, **settings),
+        cpu_engine(lookback_config(), torch.bfloat16, **settings),
+    )
+    assert_same(run(gpu, MIX), run(cpu, MIX))
+    stats = assert_everything_happened(gpu)
+    assert stats.num_preemptions_swap > 0
+    assert stats.num_swapped_in_blocks > 0
+
+
+def test_with_preemption_by_recompute() -> None:
+    settings = {**TIGHT, "preemption": "recompute"}
+    gpu, cpu = (
+        simulated_engine(lookback_config(), torch.bfloat16, **settings),
+        cpu_engine(lookback_config(), torch.bfloat16, **settings),
+    )
+    assert_same(run(gpu, MIX), run(cpu, MIX))
+    assert assert_everything_happened(gpu).num_preemptions_recompute > 0
