@@ -39,6 +39,7 @@ class EngineConfig:
     prefix_caching: bool = True
     preemption: Literal["auto", "recompute", "swap"] = "auto"  # auto: the cheaper by measured costs
     ageing_s: float = 10.0  # waiting this long raises the effective priority by one
+    step_timeout_s: float = 300.0  # a step that takes longer has hung: the replica ends and is replaced
     threads: int | None = None  # CPU threads; None: all cores
 
     def __post_init__(self) -> None:
@@ -60,4 +61,5 @@ class EngineConfig:
         require(0 <= self.watermark < 1, "watermark", "in [0, 1)")
         require(self.preemption in ("auto", "recompute", "swap"), "preemption", "auto, recompute or swap")
         require(self.ageing_s > 0, "ageing_s", "above 0")
+        require(self.step_timeout_s > 0, "step_timeout_s", "above 0")
         require(self.threads is None or self.threads >= 1, "threads", "at least 1")

@@ -1,7 +1,9 @@
 """The engine in a thread of its own, with asyncio streams on the other side."""
 
 import asyncio
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
@@ -89,8 +91,14 @@ class AsyncEngine:
     replaces it (see `check_health`).
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(
+        self, engine: Engine, *, step_timeout_s: float = math.inf, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`step_timeout_s`: a step that takes longer has hung."""
         self._engine = engine
+        self._step_timeout_s = step_timeout_s
+        self._clock = clock
+        self._step_began: float | None = None  # None: between two steps
         self._streams: dict[str, _Stream] = {}  # open requests; touched by the engine thread only
         self._wake = threading.Condition()  # guards what follows, until the thread has ended
         self._commands: deque[_Add | _Abort | _Call] = deque()
@@ -133,7 +141,10 @@ class AsyncEngine:
         return self._stats
 
     def check_health(self) -> None:
-        """Raise `EngineDead` if the engine has failed or was closed."""
+        """Raise `EngineDead` if the engine has failed, was closed, or hangs."""
+        began = self._step_began
+        if began is not None and self._clock() - began > self._step_timeout_s:
+            raise EngineDead(f"a step of the engine has taken more than {self._step_timeout_s} s")
         if self._death is not None:
             raise EngineDead(f"the engine has stopped: {self._death!r}") from self._death
 
@@ -154,12 +165,19 @@ class AsyncEngine:
         try:
             use_threads(self._engine.num_threads)
             while self._apply_commands():
-                deltas = self._engine.step() if self._engine.has_unfinished() else []
+                deltas = self._step() if self._engine.has_unfinished() else []
                 self._stats = self._engine.stats()  # first: whoever has seen a delta sees its statistics
                 self._deliver(deltas)
             self._die(EngineDead("it was closed"))
         except Exception as error:  # noqa: BLE001  (the thread's end: every open stream is told)
             self._die(error)
+
+    def _step(self) -> list[ChoiceDelta]:
+        self._step_began = self._clock()
+        try:
+            return self._engine.step()
+        finally:
+            self._step_began = None
 
     def _apply_commands(self) -> bool:
         """Do what callers asked for; sleep while there is nothing to do. False: time to stop."""

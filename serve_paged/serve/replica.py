@@ -17,6 +17,7 @@ from serve_paged.serve.chunks import ChunkPolicy, chunked
 from serve_paged.serve.engine_request import EngineRequest
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.reporter import ReportPolicy, keep_reporting
+from serve_paged.serve.watchdog import watch
 
 if TYPE_CHECKING:
     from serve_paged.engine.text import TextModel
@@ -39,10 +40,10 @@ class EngineReplica:
         engine = build_engine(config)
         self._request_type = Request
         self._card = _describe(engine.text_model, engine.max_model_len, engine.block_size)
-        self._engine = AsyncEngine(engine)
+        self._engine = AsyncEngine(engine, step_timeout_s=config.step_timeout_s)
         self._policy = ChunkPolicy()
         self._num_streams = 0
-        self._reporting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Run a request and yield its chunks. Cancelling the call aborts it within one step of the engine.
@@ -77,10 +78,10 @@ class EngineReplica:
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Called by Ray Serve, which replaces this replica when it raises. The first call starts the reports."""
+        """Called by Ray Serve, which replaces this replica when it raises. The first call starts what runs beside."""
         self._engine.check_health()
-        if self._reporting is None:
-            self._reporting = asyncio.create_task(self._report())
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(task) for task in (watch(self._engine.check_health), self._report())]
 
     async def _report(self) -> None:
         """Tell every ingress of this application how things stand here, for ever."""

@@ -1,12 +1,14 @@
 """The engine behind asyncio streams: concurrency, closing, failure."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 
 from serve_paged.core.errors import EngineDead, InvalidRequest
+from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.engine.async_engine import AsyncEngine
 from serve_paged.engine.engine import Engine, Request
@@ -182,3 +184,34 @@ def test_closing_the_engine_ends_open_streams(tiny_engine: EngineFactory) -> Non
             await task
 
     run(main())
+
+
+def test_a_step_that_hangs_is_found_while_it_hangs_and_not_before(
+    tiny_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, now = tiny_engine(), [0.0]
+    entered, leave = threading.Event(), threading.Event()
+    step = inner.step
+
+    def hanging_step() -> list[ChoiceDelta]:
+        entered.set()
+        assert leave.wait(60)
+        return step()
+
+    monkeypatch.setattr(inner, "step", hanging_step)
+    engine = AsyncEngine(inner, step_timeout_s=5.0, clock=lambda: now[0])
+
+    async def main() -> None:
+        request = asyncio.ensure_future(collect(engine, Request("r", [1], ONE_TOKEN)))
+        await asyncio.to_thread(entered.wait, 60)
+        now[0] = 5.0
+        engine.check_health()
+        now[0] = 5.1
+        with pytest.raises(EngineDead, match="has taken more than"):
+            engine.check_health()
+        leave.set()
+        await request
+        engine.check_health()
+
+    run(main())
+    engine.close()
