@@ -6,6 +6,7 @@ from ray import serve
 
 from serve_paged.serve.ingress import Ingress
 from serve_paged.serve.replica import EngineReplica
+from serve_paged.serve.resources import num_cluster_gpus, replica_resources
 from serve_paged.serve.settings import read_settings
 
 APP_NAME = "serve_paged"
@@ -25,7 +26,6 @@ _ENGINE_OPTIONS: dict[str, Any] = {
     "graceful_shutdown_timeout_s": 60,
     "graceful_shutdown_wait_loop_s": 0.5,
     "request_router_config": {"request_router_class": "serve_paged.serve.router:BlockAwareRouter"},
-    "ray_actor_options": {"num_cpus": 1},
 }
 
 
@@ -35,5 +35,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     `args` as `read_settings` takes them. Raises `ValueError` naming every unknown key and wrong value.
     """
     settings = read_settings(args)
-    replicas = serve.deployment(EngineReplica, **_ENGINE_OPTIONS).bind(settings.engine)
+    resources = replica_resources(settings.engine.device, num_cluster_gpus())
+    engine = serve.deployment(EngineReplica, ray_actor_options=resources, **_ENGINE_OPTIONS)
+    replicas = engine.bind(settings.engine)
     return serve.deployment(serve.ingress()(Ingress), **_INGRESS_OPTIONS).bind(replicas, settings.ingress)

@@ -12,6 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_paged.config import EngineConfig
 from serve_paged.serve.app import APP_NAME, build
 from serve_paged.serve.environment import SETTINGS, ensure_token, prepare
+from serve_paged.serve.resources import replica_resources
 from serve_paged.serve.settings import IngressConfig, read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,23 @@ def test_the_shipped_config_names_the_deployments_that_the_builder_makes() -> No
     engine, _ = ingress._bound_deployment.init_args
     made = {ingress._bound_deployment.name, engine._bound_deployment.name}
     assert {deployment.name for deployment in application.deployments} == made
+
+
+@pytest.mark.parametrize(
+    ("device", "num_cluster_gpus", "num_gpus"), [("cuda", 0, 1), ("auto", 2, 1), ("auto", 0, None), ("cpu", 2, None)]
+)
+def test_a_replica_has_a_gpu_of_its_own_where_it_is_to_run_on_one(
+    device: str, num_cluster_gpus: float, num_gpus: int | None
+) -> None:
+    assert replica_resources(device, num_cluster_gpus).get("num_gpus") == num_gpus
+
+
+def test_outside_of_a_gpu_cluster_the_shipped_config_asks_for_no_gpu() -> None:
+    (application,) = ServeDeploySchema.model_validate(shipped_config()).applications
+    engine, _ = build(application.args)._bound_deployment.init_args
+    assert engine._bound_deployment.ray_actor_options == {"num_cpus": 1}
+    # What a deployment says in the file would replace it.
+    assert "ray_actor_options" not in shipped_config()["applications"][0]["deployments"][1]  # type: ignore[index]
 
 
 def test_the_shipped_config_listens_on_this_machine_only() -> None:
