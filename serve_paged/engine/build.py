@@ -42,11 +42,17 @@ def build_engine(config: EngineConfig, *, load: Callable[..., LoadedModel] = loa
 
 
 def assemble_engine(
-    config: EngineConfig, model: LoadedModel, dtype: torch.dtype, *, graphs: Graphs | None = None
+    config: EngineConfig,
+    model: LoadedModel,
+    dtype: torch.dtype,
+    *,
+    graphs: Graphs | None = None,
+    run_ahead: bool | None = None,
 ) -> Engine:
     """The same over a model that is loaded already, in a thread whose `use_threads` was called.
 
     `graphs` captures decode steps; without, every step is run operation by operation.
+    `run_ahead`: launch each step before the tokens of the one before it are read (engine.py); None: on a GPU.
     """
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
     num_blocks = shape.num_blocks_in(choose_kv_cache_gb(config, model.decoder, shape), dtype)
@@ -70,6 +76,7 @@ def assemble_engine(
         costs,
         max_model_len=max_model_len,
         num_threads=config.threads or usable_cores(),
+        run_ahead=kv_cache.blocks.is_cuda if run_ahead is None else run_ahead,
     )
 
 

@@ -1,26 +1,41 @@
-"""The engine: a step is schedule, move blocks, run the model, sample, check stops. One thread, no Ray, no HTTP."""
+"""The engine: a step is schedule, move blocks, run the model, sample, check stops. One thread, no Ray, no HTTP.
+
+On a GPU it runs ahead: `step` launches the forward pass of step N+1 before it reads the tokens of step N, so the GPU
+computes while the host takes these in, plans and launches. N+1's input ids come from N's samples on the device
+(core/scheduler.py says what holds meanwhile). What N+1 samples is launched after N's tokens are read, while its forward
+pass runs: so penalties, min_tokens, and whatever else looks at the output, know all of it, no step falls back to
+waiting, and no token is sampled for a sequence that has ended. The host stays ahead as long as its work for a step is
+shorter than the forward pass; launching the sampling earlier would not move that bound.
+
+vLLM's asynchronous scheduling and SGLang's overlap scheduler do the same; delaying the sampling is SGLang's way with
+grammars, and older (https://github.com/HabanaAI/vllm-fork/pull/84).
+"""
 
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from serve_paged.core.block_hash import root_hash
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.kv_events import BlockEventRecorder
-from serve_paged.core.outputs import ChoiceDelta, EngineStats, TokenLogprobs
+from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.request_limits import check_request, check_vocabulary
 from serve_paged.core.sampling_params import SamplingParams
-from serve_paged.core.schedule_output import SchedulerOutput, TokenSlot
 from serve_paged.core.scheduler import Scheduler
 from serve_paged.core.sequence import FinishReason, Sequence
 from serve_paged.engine.choice import Choice
+from serve_paged.engine.device import to_device
+from serve_paged.engine.in_flight import InFlight, Launched, PromptLogprobs
 from serve_paged.engine.kv_cache import KVCache
-from serve_paged.engine.logprobs import prompt_logprobs
-from serve_paged.engine.model_runner import ModelRunner, StepLogits
-from serve_paged.engine.sampler import Sampler
+from serve_paged.engine.logprobs import LogprobsCopy
+from serve_paged.engine.model_runner import ModelRunner
+from serve_paged.engine.sampler import SampledToken, Sampler
 from serve_paged.engine.stop_strings import StopStrings
+from serve_paged.engine.stopwatch import Stopwatch
 from serve_paged.engine.text import TextModel
 
 MIN_PREFILL_TOKENS = 64  # a smaller step is bound by reading the weights and says little about what a token costs
@@ -62,6 +77,7 @@ class Engine:
         *,
         max_model_len: int,
         num_threads: int,
+        run_ahead: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.text_model = text_model
@@ -75,6 +91,8 @@ class Engine:
         self._sampler = sampler
         self._costs = costs
         self._clock = clock
+        self._run_ahead = run_ahead
+        self._in_flight: InFlight | None = None
         self._choices: dict[Sequence, Choice] = {}
         self._request_ids: dict[str, int] = {}  # open requests -> choices still running
         self._counters = _Counters()
@@ -102,27 +120,21 @@ class Engine:
 
     def has_unfinished(self) -> bool:
         """Whether another step would do anything."""
-        return self.scheduler.has_unfinished()
+        return self._in_flight is not None or self.scheduler.has_unfinished()
 
     def is_open(self, request_id: str) -> bool:
         """Whether a choice of this request is still running."""
         return request_id in self._request_ids
 
     def step(self) -> list[ChoiceDelta]:
-        """Run one step; returns at most one delta for each running choice."""
-        output = self.scheduler.schedule()
-        swap = self._kv_cache.move_blocks(output)
-        if swap.num_blocks:
-            self._costs.record_swap(swap.num_blocks, swap.seconds)
-        if not output.scheduled:
-            return []
-        start = time.perf_counter()
-        logits = self._runner.run(output)
-        if output.num_tokens >= MIN_PREFILL_TOKENS:
-            self._costs.record_compute(output.num_tokens, time.perf_counter() - start)
-        self._counters.num_steps += 1
-        self._collect_prompt_logprobs(output, logits)
-        return self._sample(self.scheduler.computed(output), logits)
+        """Run one step; returns at most one delta for each running choice, running ahead those of the step before."""
+        launched = self._launch()
+        deltas = self._collect()
+        if launched is not None:
+            self._in_flight = self._sample(launched)
+        if not self._run_ahead:
+            deltas = self._collect()
+        return deltas
 
     @property
     def prefill_token_s(self) -> float:
@@ -195,33 +207,66 @@ class Engine:
         parent.siblings = [sequence(choice, []) for choice in range(1, params.n)]
         return [parent]
 
-    def _collect_prompt_logprobs(self, output: SchedulerOutput, logits: StepLogits) -> None:
-        for index, scheduled in enumerate(output.scheduled):
-            rows = logits.of_prompt(index)
+    def _launch(self) -> Launched | None:
+        """Plan a step and launch its copies and its forward pass, if there is anything to compute."""
+        output = self.scheduler.schedule()
+        swap = self._kv_cache.move_blocks(output)
+        if swap.num_blocks:
+            self._costs.record_swap(swap.num_blocks, swap.seconds)
+        if not output.scheduled:
+            return None
+        stopwatch = Stopwatch(self._kv_cache.blocks.device)
+        logits = self._runner.run(output, self._in_flight.samples.token_ids if self._in_flight is not None else None)
+        stopwatch.stop()
+        self._counters.num_steps += 1
+        return Launched(output, logits, stopwatch)
+
+    def _sample(self, step: Launched) -> InFlight:
+        """Launch the sampling of a step. All tokens of earlier ones are known."""
+        prompt_logprobs = self._prompt_logprobs(step)
+        slots = self.scheduler.computed(step.output)
+        rows = step.logits.to_sample([slot.row for slot in slots])
+        samples = self._sampler.launch(rows, [slot.seq for slot in slots])
+        return InFlight(slots, samples, prompt_logprobs, step.output.num_tokens, step.stopwatch)
+
+    def _prompt_logprobs(self, step: Launched) -> list[PromptLogprobs]:
+        launched = []
+        for index, scheduled in enumerate(step.output.scheduled):
+            rows = step.logits.of_prompt(index)
             if rows is None:
                 continue
             seq, start = scheduled.seq, scheduled.seq.num_computed_tokens
-            targets = seq.prompt_token_ids[start + 1 : start + 1 + rows.shape[0]]
-            found: list[TokenLogprobs] = prompt_logprobs(rows, targets, seq.params.prompt_logprobs or 0)
-            self._choices[seq].add_prompt_logprobs(found, start=start)
+            targets = torch.tensor(seq.prompt_token_ids[start + 1 : start + 1 + rows.shape[0]], dtype=torch.int64)
+            num_top = [seq.params.prompt_logprobs or 0] * rows.shape[0]
+            launched.append(PromptLogprobs(seq, start, LogprobsCopy(rows, to_device(targets, rows.device), num_top)))
+        return launched
 
-    def _sample(self, slots: list[TokenSlot], logits: StepLogits) -> list[ChoiceDelta]:
-        if not slots:
+    def _collect(self) -> list[ChoiceDelta]:
+        """Wait for the tokens in flight and take them in; those of aborted sequences are dropped."""
+        step, self._in_flight = self._in_flight, None
+        if step is None:
             return []
-        rows = logits.to_sample([slot.row for slot in slots])
-        sampled = self._sampler.sample(rows, [slot.seq for slot in slots])
-        deltas = []
+        sampled = step.samples.read()
+        if step.num_tokens >= MIN_PREFILL_TOKENS:
+            self._costs.record_compute(step.num_tokens, step.stopwatch.seconds())
+        for found in step.prompt_logprobs:
+            if not found.seq.finished:
+                self._choices[found.seq].add_prompt_logprobs(found.copy.read(), start=found.start)
+        news = [(slot.seq, token) for slot, token in zip(step.slots, sampled, strict=True) if not slot.seq.finished]
+        if not news:
+            return []
         covered = self.kv_events.cover()
-        for slot, token in zip(slots, sampled, strict=True):
-            seq = slot.seq
-            self.scheduler.append_token(seq, token.token_id)
-            self._counters.num_output_tokens += 1
-            delta = self._choices[seq].advance(token, covered)
-            if delta.finish_reason is not None:
-                self.scheduler.finish(seq, delta.finish_reason)
-                self._forget(seq)
-            deltas.append(delta)
-        return deltas
+        return [self._advance(seq, token, covered) for seq, token in news]
+
+    def _advance(self, seq: Sequence, token: SampledToken, covered: int) -> ChoiceDelta:
+        """A sequence's token is known."""
+        self.scheduler.append_token(seq, token.token_id)
+        self._counters.num_output_tokens += 1
+        delta = self._choices[seq].advance(token, covered)
+        if delta.finish_reason is not None:
+            self.scheduler.finish(seq, delta.finish_reason)
+            self._forget(seq)
+        return delta
 
     def _forget(self, seq: Sequence) -> None:
         del self._choices[seq]

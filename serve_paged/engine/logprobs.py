@@ -5,10 +5,70 @@ from collections.abc import Sequence
 import torch
 
 from serve_paged.core.outputs import TokenLogprobs
+from serve_paged.engine.host_copy import HostCopy
 
 
 class NonFiniteLogits(RuntimeError):
     """The model produced NaN or infinite logits: a fault of the engine, not of the request."""
+
+
+class LogprobsCopy:
+    """`token_logprobs` of token_ids int64 [rows] on the logits' device, without waiting for it.
+
+    On the CPU everything is done at once. On a GPU what was found is copied to the host, to be read later; alternatives
+    come in order of logit, then id.
+    """
+
+    def __init__(self, logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> None:
+        self._num_top = num_top
+        self._found: list[TokenLogprobs] | None = None
+        if not logits.is_cuda:
+            self._found = token_logprobs(logits, token_ids.tolist(), num_top)
+        else:
+            self._copy = HostCopy(*_launch(logits, token_ids, max(num_top)))
+
+    def read(self) -> list[TokenLogprobs]:
+        """One for each row. Raises `NonFiniteLogits`."""
+        if self._found is None:
+            self._found = _read(self._copy.wait(), self._num_top)
+        return self._found
+
+
+def _launch(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> tuple[torch.Tensor, ...]:
+    """Token ids, their log probabilities and ranks [rows]; ids and log probabilities of the k best [rows, k]; and
+    whether all that is finite [rows]. The host needs no result of any operation to launch the next one.
+    """
+    normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
+    values = logits.gather(1, token_ids[:, None])
+    ranks = (logits > values).sum(dim=-1) + 1
+    top_ids = _best_ids(logits, min(k, logits.shape[1]))
+    top = logits.gather(1, top_ids) - normalizer
+    return token_ids, (values - normalizer)[:, 0], ranks, top_ids, top, torch.isfinite(normalizer)[:, 0]
+
+
+def _best_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Ids int64 [rows, k] of the k largest, in order of value, then id, as `topk` does not promise."""
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)  # as the floats are
+    reversed_ids = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
+    keys = (ordered << 32) | reversed_ids
+    return logits.shape[1] - 1 - (keys.topk(k, dim=-1).values & 0xFFFFFFFF)
+
+
+def _read(found: tuple[torch.Tensor, ...], num_top: Sequence[int]) -> list[TokenLogprobs]:
+    *columns, finite = found
+    if not bool(finite.all()):
+        raise _fault()
+    return [
+        TokenLogprobs(token_id, logprob, rank, tuple(zip(ids[:count], values[:count], strict=True)))
+        for token_id, logprob, rank, ids, values, count in zip(
+            *(column.tolist() for column in columns), num_top, strict=True
+        )
+    ]
+
+
+def _fault() -> NonFiniteLogits:
+    return NonFiniteLogits("logits hold NaN or infinity where log probabilities were asked for")
 
 
 def prompt_logprobs(logits: torch.Tensor, next_token_ids: Sequence[int], k: int) -> list[TokenLogprobs]:
@@ -29,7 +89,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequ
         return []
     normalizer = torch.logsumexp(logits, dim=-1)  # [rows]
     if not bool(torch.isfinite(normalizer).all()):
-        raise NonFiniteLogits("logits hold NaN or infinity where log probabilities were asked for")
+        raise _fault()
     chosen = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)[:, None]
     values = logits.gather(1, chosen)  # [rows, 1]
     ranks = ((logits > values).sum(dim=-1) + 1).tolist()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
+from serve_paged.engine.device import to_device
 
 
 def has_penalties(params: SamplingParams) -> bool:
@@ -86,10 +87,13 @@ class Penalties:
         for counts in found:
             counts.follow()
         sizes = [len(counts.ids) for counts in found]
-        rows = torch.from_numpy(np.repeat(self._rows, sizes)).to(logits.device)
-        ids = torch.from_numpy(np.concatenate([counts.ids for counts in found])).to(logits.device)
-        num = torch.from_numpy(np.concatenate([counts.counts for counts in found])).to(logits.device)
-        strengths = torch.from_numpy(np.repeat(self._strengths, sizes, axis=0)).to(logits.device)
+        arrays = (
+            np.repeat(self._rows, sizes),
+            np.concatenate([counts.ids for counts in found]),
+            np.concatenate([counts.counts for counts in found]),
+            np.repeat(self._strengths, sizes, axis=0),
+        )
+        rows, ids, num, strengths = (to_device(torch.from_numpy(array), logits.device) for array in arrays)
         repetition, frequency, presence = strengths.unbind(1)
         values = logits[rows, ids]
         values = torch.where(values > 0, values / repetition, values * repetition)

@@ -6,9 +6,10 @@ import torch
 
 from serve_paged.core.outputs import TokenLogprobs
 from serve_paged.core.sequence import Sequence
-from serve_paged.engine.logprobs import NonFiniteLogits, token_logprobs
+from serve_paged.engine.host_copy import HostCopy
+from serve_paged.engine.logprobs import LogprobsCopy, NonFiniteLogits
 from serve_paged.engine.sampling_batch import SamplingBatch
-from serve_paged.engine.truncation import draw, draw_truncated, select_rows
+from serve_paged.engine.token_choice import choose_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,28 @@ class SampledToken:
 
     token_id: int
     logprobs: TokenLogprobs | None = None
+
+
+class Samples:
+    """The tokens that one step samples: on the device for the next step, and on their way to the host."""
+
+    def __init__(
+        self, seqs: list[Sequence], token_ids: torch.Tensor, finite: torch.Tensor, logprobs: LogprobsCopy | None
+    ) -> None:
+        self.token_ids = token_ids  # int64 [S] on the device
+        self._seqs = seqs
+        self._copy = HostCopy(token_ids, finite)
+        self._logprobs = logprobs
+
+    def read(self) -> list[SampledToken]:
+        """Wait for them. Raises `NonFiniteLogits`."""
+        token_ids, finite = self._copy.wait()
+        _check(finite, self._seqs)
+        found = iter(self._logprobs.read() if self._logprobs is not None else ())
+        return [
+            SampledToken(token_id, next(found) if seq.params.logprobs is not None else None)
+            for token_id, seq in zip(token_ids.tolist(), self._seqs, strict=True)
+        ]
 
 
 class Sampler:
@@ -34,30 +57,32 @@ class Sampler:
         self._batch: SamplingBatch | None = None
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+    def launch(self, logits: torch.Tensor, seqs: list[Sequence]) -> Samples:
         """Choose the next token of seqs[i] from logits[i]; logits float32 [S, vocab] are overwritten.
 
-        Raises `NonFiniteLogits`, a fault of the engine, naming the requests.
+        On a GPU nothing here waits for it. Raises `NonFiniteLogits`, a fault of the engine, naming the requests: on
+        the CPU at once, else when the samples are read.
         """
         assert logits.shape == (len(seqs), self._vocab_size)
         assert logits.dtype == torch.float32
         if not seqs:
-            return []
+            none = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return Samples([], none, none.bool(), None)
         batch = self._batch_of(seqs, logits.device)
-        raw = logits[batch.logprob_rows] if batch.logprob_rows else None  # a copy: `apply` works in place
+        raw = logits[batch.logprob_rows] if len(batch.logprob_rows) else None  # a copy: `apply` works in place
         batch.apply(logits)
-        best, tokens = logits.max(dim=-1)
-        if not bool(torch.isfinite(best).all()):
-            raise _fault(best, seqs)
-        if len(batch.drawn_rows):
-            tokens[batch.drawn_rows] = _draw_rows(logits, best, batch)
-        token_ids = tokens.tolist()
-        logprobs: dict[int, TokenLogprobs] = {}
+        token_ids, finite = choose_tokens(logits, batch)
+        if not logits.is_cuda:
+            _check(finite, seqs)
+        logprobs = None
         if raw is not None:
-            chosen = [token_ids[row] for row in batch.logprob_rows]
-            num_top = [seqs[row].params.logprobs or 0 for row in batch.logprob_rows]
-            logprobs = dict(zip(batch.logprob_rows, token_logprobs(raw, chosen, num_top), strict=True))
-        return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(token_ids)]
+            num_top = [seq.params.logprobs or 0 for seq in seqs if seq.params.logprobs is not None]
+            logprobs = LogprobsCopy(raw, token_ids[batch.logprob_rows], num_top)
+        return Samples(list(seqs), token_ids, finite, logprobs)
+
+    def sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+        """Launch and read."""
+        return self.launch(logits, seqs).read()
 
     def _batch_of(self, seqs: list[Sequence], device: torch.device) -> SamplingBatch:
         batch = self._batch
@@ -73,21 +98,7 @@ class Sampler:
         return batch
 
 
-def _draw_rows(logits: torch.Tensor, best: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """Tokens of batch.drawn_rows; overwrites logits."""
-    uniform, params = batch.uniforms(), batch.truncation
-    tokens = torch.empty_like(batch.drawn_rows)
-    if len(batch.cut):
-        rows = batch.drawn_rows[batch.cut]
-        cut = params.rows(batch.cut)
-        tokens[batch.cut] = draw_truncated(select_rows(logits, rows), best[rows], cut, uniform[batch.cut])
-    if len(batch.plain):
-        rows = batch.drawn_rows[batch.plain]
-        temperature = params.temperature[batch.plain]
-        tokens[batch.plain] = draw(select_rows(logits, rows), best[rows], temperature, uniform[batch.plain])
-    return tokens
-
-
-def _fault(best: torch.Tensor, seqs: list[Sequence]) -> NonFiniteLogits:
-    bad = sorted({seqs[row].request_id for row in (~torch.isfinite(best)).nonzero()[:, 0].tolist()})
-    return NonFiniteLogits(f"logits are NaN or infinite, or no token is left, for request {', '.join(bad)}")
+def _check(finite: torch.Tensor, seqs: list[Sequence]) -> None:
+    if not bool(finite.all()):
+        bad = sorted({seqs[row].request_id for row in (~finite).nonzero()[:, 0].tolist()})
+        raise NonFiniteLogits(f"logits are NaN or infinite, or no token is left, for request {', '.join(bad)}")

@@ -1,4 +1,7 @@
-"""What the sampler knows of the sequences of one step, as tensors. Made anew only when the batch changes."""
+"""What the sampler knows of the sequences of one step, as tensors. Made anew only when the batch changes.
+
+What a GPU needs of it goes there through pinned memory, and the host does not wait.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ import torch
 
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
+from serve_paged.engine.device import to_device
 from serve_paged.engine.penalties import Penalties
 from serve_paged.engine.philox import seed_words, uniforms
 from serve_paged.engine.truncation import Truncation
@@ -41,10 +45,11 @@ class SamplingBatch:
         self._bias = [(row, seq) for row, seq in enumerate(seqs) if seq.params.logit_bias]
         self._bias_entries = self._entries((row, seq.params.logit_bias) for row, seq in self._bias)
         biases = [value for _, seq in self._bias for value in seq.params.logit_bias.values()]
-        self._bias_values = torch.tensor(biases, dtype=torch.float32, device=device)
+        self._bias_values = to_device(torch.tensor(biases, dtype=torch.float32), device)
+        self._no_chance = torch.full((), -torch.inf, device=device)
         self._with_minimum = [(row, seq) for row, seq in enumerate(seqs) if seq.params.min_tokens]
         self.penalties: Penalties = Penalties(seqs, previous.penalties if previous is not None else None)
-        self.logprob_rows = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
+        self.logprob_rows = self._ints(row for row, seq in enumerate(seqs) if seq.params.logprobs is not None)
         drawn = [row for row, seq in enumerate(seqs) if not seq.params.greedy]
         params = [seqs[row].params for row in drawn]
         cut = [_truncates(p, vocab_size) for p in params]
@@ -66,22 +71,22 @@ class SamplingBatch:
             if seq.num_output_tokens < seq.params.min_tokens
         )
         if len(banned.rows):
-            logits[banned.rows, banned.ids] = -torch.inf
+            logits.index_put_((banned.rows, banned.ids), self._no_chance)
         if self.penalties:
             self.penalties.apply(logits)
 
     def uniforms(self) -> torch.Tensor:
         """This step's random number of each drawn row, float64 [D] in [0, 1)."""
         numbers = uniforms(self._key, self._choices, [seq.num_output_tokens for seq in self._drawn])
-        return torch.from_numpy(numbers).to(self._device)
+        return to_device(torch.from_numpy(numbers), self._device)
 
     def _entries(self, found: Iterable[tuple[int, Iterable[int]]]) -> _Entries:
         pairs = [(row, token_id) for row, ids in found for token_id in ids]
-        rows_ids = torch.tensor(pairs, dtype=torch.int64, device=self._device).view(-1, 2)
+        rows_ids = to_device(torch.tensor(pairs, dtype=torch.int64).view(-1, 2), self._device)
         return _Entries(rows_ids[:, 0], rows_ids[:, 1])
 
     def _ints(self, values: Iterable[int]) -> torch.Tensor:
-        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+        return to_device(torch.tensor(list(values), dtype=torch.int64), self._device)
 
 
 def _truncates(params: SamplingParams, vocab_size: int) -> bool:
@@ -89,15 +94,14 @@ def _truncates(params: SamplingParams, vocab_size: int) -> bool:
 
 
 def _truncation(params: list[SamplingParams], vocab_size: int, device: torch.device) -> Truncation:
-    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device)
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32)
+    top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
     min_p = np.array([p.min_p for p in params], dtype=np.float64)
     with np.errstate(divide="ignore"):  # 0 becomes -inf: no cut
-        log_min_p = torch.from_numpy(np.log(min_p).astype(np.float32)).to(device)
+        log_min_p = torch.from_numpy(np.log(min_p).astype(np.float32))
     return Truncation(
-        temperature=temperature.clamp(min=_SMALLEST_TEMPERATURE),
-        top_k=torch.tensor(
-            [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params], dtype=torch.int64, device=device
-        ),
-        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
-        log_min_p=log_min_p,
+        temperature=to_device(temperature.clamp(min=_SMALLEST_TEMPERATURE), device),
+        top_k=to_device(torch.tensor(top_k, dtype=torch.int64), device),
+        top_p=to_device(torch.tensor([p.top_p for p in params], dtype=torch.float64), device),
+        log_min_p=to_device(log_min_p, device),
     )

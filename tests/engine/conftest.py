@@ -19,7 +19,9 @@ EngineFactory = Callable[..., Engine]
 def engine_factory(model: LoadedModel, name: str) -> EngineFactory:
     """Builds engines over one loaded model; `num_blocks` and `num_host_blocks` size the cache exactly."""
 
-    def build(*, num_blocks: int = 400, num_host_blocks: int = 100, **settings: Any) -> Engine:
+    def build(
+        *, num_blocks: int = 400, num_host_blocks: int = 100, run_ahead: bool | None = None, **settings: Any
+    ) -> Engine:
         shape = BlockShape(
             model.config.num_layers, model.config.num_kv_heads, settings.get("block_size", 16), model.config.head_dim
         )
@@ -31,7 +33,7 @@ def engine_factory(model: LoadedModel, name: str) -> EngineFactory:
             swap_space_gb=(num_host_blocks + 0.5) * gib_per_block if num_host_blocks else 0.0,
             **settings,
         )
-        return assemble_engine(config, model, torch.float32)
+        return assemble_engine(config, model, torch.float32, run_ahead=run_ahead)
 
     return build
 
