@@ -60,9 +60,8 @@ def draw_truncated(logits: torch.Tensor, best: torch.Tensor, params: Truncation,
         pending = pending[~covered]
     if len(pending):
         cut = params.rows(pending)
-        tokens[pending] = _draw_sorted(
-            _scaled(logits[pending], best[pending], cut), cut, mass[pending], uniform[pending]
-        )
+        scaled = _scaled(logits[pending], best[pending], cut)
+        tokens[pending] = _draw_sorted(scaled, cut, mass[pending], uniform[pending])
     return tokens
 
 
