@@ -34,5 +34,11 @@ def compile_to_ptx(kernel: Kernel) -> str:
         fastmath=True,
         launch_bounds=(kernel.num_threads, kernel.min_blocks_per_sm),
     )
-    (mangled,) = re.findall(r"\.visible \.entry (\w+)", text)  # it counts what was compiled before: not the same twice
-    return str(text).replace(mangled, kernel.entry)
+    return name_symbols(text, kernel.entry)
+
+
+def name_symbols(ptx: str, entry: str) -> str:
+    """The same module with `entry` in its symbols: Numba's count what was compiled before, or are the same in all."""
+    (mangled,) = re.findall(r"\.visible \.entry (\w+)", ptx)
+    unused = re.compile(r"^\.common \.global \.align 8 \.u64 _ZN08NumbaEnv\w+;\n", re.MULTILINE)
+    return unused.sub("", ptx).replace(mangled, entry).replace("_cudapy_smem", f"{entry}_shared")

@@ -5,18 +5,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from numba_kernels.cuda.build import COMPUTE_CAPABILITIES, architectures_of, build_all, compiler_versions
+from numba_kernels.cuda.build import COMPUTE_CAPABILITIES, architectures_of, build_ptx, compiler_versions
 from numba_kernels.cuda.catalog import catalog
 from numba_kernels.cuda.prebuilt import PrebuiltKernel, architecture_name, source_hash, write_manifest
 from numba_kernels.cuda.target import Kernel
+from numba_kernels.cuda.toolchain import assemble
 
 
 def prebuild(
     folder: Path, architectures: tuple[str, ...], kernels: Callable[[], dict[str, Kernel]] = catalog
 ) -> list[PrebuiltKernel]:
     """Build the kernels that are not there yet, and write the manifest. Raises as `build_all`."""
-    build_all(kernels, folder, architectures)
-    made = [describe(kernel, architectures) for kernel in kernels().values()]
+    made = [describe(kernel, architectures) for kernel in build_ptx(kernels, folder).values()]
+    for entry in made:
+        for architecture, cubin in entry.cubins.items():
+            assemble(folder / entry.ptx, architecture, folder / cubin)
     write_manifest(folder, compiler_versions(), made)
     return made
 

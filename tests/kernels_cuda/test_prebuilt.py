@@ -1,15 +1,19 @@
 """A folder of kernels compiled beforehand: what belongs to which source, and what a GPU is given."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from numba_kernels.cuda import prebuilt
+from numba_kernels.cuda.build import Build
 from numba_kernels.cuda.catalog import catalog
 from numba_kernels.cuda.prebuild import describe, prebuild
 from numba_kernels.cuda.prebuilt import Prebuilt, StalePrebuilt, read_prebuilt, source_hash, write_manifest
+from numba_kernels.cuda.sass import Instruction, read_sass
 from numba_kernels.cuda.target import Kernel
+from numba_kernels.cuda.toolchain import disassemble
 
 NAME = "write-kv-64-b16"
 
@@ -77,16 +81,22 @@ def test_the_hash_covers_what_a_kernel_is_made_of_and_nothing_else(monkeypatch: 
     assert changed_by("numba_kernels.cuda.simulator") == set()
 
 
-def test_prebuilding_makes_files_that_hold_the_kernels_entry(tmp_path: Path) -> None:
+def test_prebuilding_makes_files_that_hold_the_kernel(tmp_path: Path, builds: dict[str, dict[str, Build]]) -> None:
     # The whole catalogue is built by the compile gate; here one kernel is, by the same function.
     made = prebuild(tmp_path, ("sm_90",), only_one)
     (entry,) = made
     assert read_prebuilt(tmp_path).kernels == {NAME: entry}
     assert f".visible .entry {entry.entry}(" in (tmp_path / entry.ptx).read_text()
-    assert entry.entry.encode() in (tmp_path / entry.cubins["sm_90"]).read_bytes()
+    machine_code = read_sass(disassemble(tmp_path / entry.cubins["sm_90"]))
+    gated = builds[NAME]["sm_90"].instructions  # there it was assembled together with all others
+    assert [_unlabelled(i) for i in machine_code] == [_unlabelled(i) for i in gated]
     written = (tmp_path / entry.ptx).stat().st_mtime_ns
     prebuild(tmp_path, ("sm_90",), only_one)
     assert (tmp_path / entry.ptx).stat().st_mtime_ns == written, "what is up to date is not made again"
+
+
+def _unlabelled(instruction: Instruction) -> Instruction:
+    return dataclasses.replace(instruction, operands=re.sub(r"L_x_\d+", "label", instruction.operands))
 
 
 def only_one() -> dict[str, Kernel]:
