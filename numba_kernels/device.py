@@ -9,9 +9,9 @@ from numba_kernels.kernels import Kernels
 def kernels_for(device: str | torch.device) -> Kernels:
     """The operations of "cpu", "cuda" (torch's current GPU) or "cuda:n".
 
-    Kernels of a GPU are loaded from `numba_kernels/cuda/images` if there is such a folder (`python -m
-    numba_kernels.cuda.prebuild --out`), else compiled at first use by numba-cuda. Raises RuntimeError where torch is
-    built without CUDA, sees no GPU, or the GPU is too old; ValueError for another device.
+    Kernels of a GPU are loaded from `build/cuda-kernels` of this checkout, if there is such a folder (`python -m
+    numba_kernels.cuda.prebuild --out build/cuda-kernels`), else compiled at first use by numba-cuda. Raises
+    RuntimeError where torch is built without CUDA, sees no GPU, or the GPU is too old; ValueError for another device.
     """
     device = torch.device(device)
     if device.type == "cpu":

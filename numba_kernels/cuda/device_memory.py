@@ -51,8 +51,37 @@ class AddressSpace:
         raise MemoryFault(f"{size} bytes at {address:#x} lie outside every array")
 
 
+class Registers:
+    """A thread's own array of one type: poisoned, and an index outside is an error (Python's would wrap)."""
+
+    __slots__ = ("_as_type", "_values")
+
+    def __init__(self, length: int, as_type: Any, poison: Any) -> None:
+        """`as_type` makes an element of a number; `poison` is what nobody has written yet."""
+        self._as_type, self._values = as_type, [poison] * length
+
+    def __getitem__(self, index: int) -> Any:
+        if index < 0:
+            raise self._fault(index)
+        try:
+            return self._values[index]
+        except IndexError:
+            raise self._fault(index) from None
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        if index < 0:
+            raise self._fault(index)
+        try:
+            self._values[index] = value if type(value) is self._as_type else self._as_type(value)
+        except IndexError:
+            raise self._fault(index) from None
+
+    def _fault(self, index: int) -> MemoryFault:
+        return MemoryFault(f"index {index} of an array of {len(self._values)}")
+
+
 class CheckedArray:
-    """Registers or shared memory of one type: poisoned, and an index outside is an error (Python's would wrap)."""
+    """Shared memory of one type: poisoned, and an index outside is an error (Python's would wrap)."""
 
     def __init__(self, length: int, dtype: Any, address: int = 0) -> None:
         self.address = address

@@ -16,7 +16,7 @@ _ACCESS_ORDER_STREAM = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_...
 INVALID_CONTEXT = 201
 _UNSUPPORTED_PTX_VERSION = 222
 
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
+SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuCtxGetCurrent": (POINTER(c_void_p),),
     "cuCtxSetCurrent": (c_void_p,),
     "cuDriverGetVersion": (POINTER(c_int),),
@@ -69,7 +69,7 @@ class Driver:
 
     def __init__(self, library: Any) -> None:
         self._library = library
-        for name, argument_types in _SIGNATURES.items():
+        for name, argument_types in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = argument_types, c_int
         self._copy_batch = _find_copy_batch(library)

@@ -101,6 +101,10 @@ class GpuLauncher:
     def synchronize(self) -> None:
         torch.cuda.current_stream(self.device).synchronize()
 
+    def bare_loop(self, kernel: Kernel) -> Callable[[int], int]:
+        """Launches the kernel so many times as it was launched last, by a compiled loop: benchmarks compare with it."""
+        return self._records[kernel].send_again
+
     def _load(self, kernel: Kernel) -> LaunchRecord:
         if self._is_capturing():
             raise RuntimeError(

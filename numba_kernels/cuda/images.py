@@ -10,7 +10,7 @@ from pathlib import Path
 from numba_kernels.cuda.prebuilt import MANIFEST, Prebuilt, StalePrebuilt, read_prebuilt, source_hash
 from numba_kernels.cuda.target import Kernel
 
-PREBUILT_FOLDER = Path(__file__).parent / "images"  # where `python -m numba_kernels.cuda.prebuild --out` is looked for
+PREBUILT_FOLDER = Path(__file__).parents[2] / "build" / "cuda-kernels"  # of this checkout
 _COMPILER = ("numba-cuda", "numba", "llvmlite")
 
 

@@ -51,6 +51,10 @@ class LaunchRecord:
             raise TypeError(f"{self._kernel.name} takes {self._kernel.argument_types}, not {args}: {error}") from None
         return int(_send(self._address))
 
+    def send_again(self, count: int) -> int:
+        """The last launch `count` times more, by compiled code alone: what the driver itself costs, for benchmarks."""
+        return int(_send_often(self._address, count))
+
 
 @intrinsic
 def _call_driver(
@@ -75,3 +79,12 @@ def _call_driver(
 def _send(record):  # type: ignore[no-untyped-def]
     f = i64_ptr(record)
     return _call_driver(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8])
+
+
+@njit(cache=True)
+def _send_often(record, count):  # type: ignore[no-untyped-def]
+    f = i64_ptr(record)
+    code = 0
+    for _ in range(count):
+        code |= _call_driver(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8])
+    return code

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from greenlet import getcurrent, greenlet
 
-from numba_kernels.cuda.device_memory import AddressSpace, CheckedArray
+from numba_kernels.cuda.device_memory import POISON, AddressSpace, CheckedArray, Registers
 from numba_kernels.cuda.ptx_twins import WARP_OPERATIONS, PtxTwins
 from numba_kernels.cuda.target import Index3, Target
 
@@ -35,6 +35,7 @@ def _as_uint32(value: Any) -> int:
 
 
 _ELEMENTS: dict[Any, Any] = {np.float32: np.float32, _as_int32: np.int32, _as_uint32: np.uint32}
+_POISON: dict[Any, Any] = {np.float32: np.uint32(POISON).view(np.float32), _as_int32: POISON, _as_uint32: POISON}
 
 
 class _Thread(greenlet):
@@ -42,7 +43,7 @@ class _Thread(greenlet):
 
     def __init__(self, run: Callable[[], None], index: int, block: "_Block") -> None:
         super().__init__(run)
-        self.index, self.block = index, block
+        self.index, self.block, self.place = index, block, Index3(index, 0, 0)
         self.copies: list[list[tuple[int, tuple[int, ...]]]] = [[]]
         self.num_shared_arrays = 0
         self.waits_for = ""
@@ -100,8 +101,8 @@ class _SharedArrays:
 
 
 class _LocalArrays:
-    def array(self, shape: int, dtype: Any) -> CheckedArray:
-        return CheckedArray(shape, _ELEMENTS[dtype])
+    def array(self, shape: int, dtype: Any) -> Registers:
+        return Registers(shape, dtype, _POISON[dtype])
 
 
 class _Cuda:
@@ -114,7 +115,8 @@ class _Cuda:
 
     @property
     def threadIdx(self) -> Index3:
-        return Index3(_running().index, 0, 0)
+        place: Index3 = _running().place
+        return place
 
     @property
     def blockIdx(self) -> Index3:
