@@ -7,6 +7,8 @@ from numba_kernels.cuda.kv_write import write_kv_kernel
 from numba_kernels.cuda.prefill import prefill_kernels
 from numba_kernels.cuda.rms_norm import common_rms_norms, rms_norm_kernel
 from numba_kernels.cuda.rope_kv_write import common_rope_kv_writes, rope_kv_write_kernel
+from numba_kernels.cuda.sample import sample_kernel
+from numba_kernels.cuda.sample_row import SampleVariant
 from numba_kernels.cuda.sampled_ids import take_sampled_kernel
 from numba_kernels.cuda.silu_and_mul import silu_and_mul_kernel
 from numba_kernels.cuda.target import Kernel
@@ -27,6 +29,7 @@ def catalog() -> dict[str, Kernel]:
         *map(rms_norm_kernel, common_rms_norms()),
         *map(rope_kv_write_kernel, common_rope_kv_writes()),
         *(silu_and_mul_kernel(element) for element in ELEMENTS),
+        *(sample_kernel(SampleVariant(element)) for element in ("f32", *ELEMENTS)),
     ]
     named = {kernel.name: kernel for kernel in kernels}
     if len(named) < len(kernels) or "" in named:

@@ -64,10 +64,13 @@ ldg_i32 = _instruction("ldg_i32", [I32], [I64], "ld.global.nc.s32 $0, [$1];", "o
 ldg_i64 = _instruction("ldg_i64", [I64], [I64], "ld.global.nc.s64 $0, [$1];", "ordered")
 ldg_f32 = _instruction("ldg_f32", [F32], [I64], "ld.global.nc.f32 $0, [$1];")
 ldg_f32x4 = _instruction("ldg_f32x4", [F32] * 4, [I64], "ld.global.nc.v4.f32 {$0,$1,$2,$3}, [$4];", "ordered")
+_LDG_U16 = "{ .reg .u16 t; ld.global.nc.u16 t, [$1]; cvt.u32.u16 $0, t; }"
+ldg_u16 = _instruction("ldg_u16", [U32], [I64], _LDG_U16, "ordered")
 # The ordinary path: for what this launch writes too, each thread only what it read itself.
 ld128 = _instruction("ld128", [U32] * 4, [I64], "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];", "ordered")
 stg128 = _instruction("stg128", [], [I64] + [U32] * 4, "st.global.v4.u32 [$0], {$1,$2,$3,$4};", "memory")
 stg_u32 = _instruction("stg_u32", [], [I64, U32], "st.global.u32 [$0], $1;", "memory")
+stg_i64 = _instruction("stg_i64", [], [I64, I64], "st.global.s64 [$0], $1;", "memory")
 stg_f32 = _instruction("stg_f32", [], [I64, F32], "st.global.f32 [$0], $1;", "memory")
 stg_f32x2 = _instruction("stg_f32x2", [], [I64, F32, F32], "st.global.v2.f32 [$0], {$1,$2};", "memory")
 
@@ -88,6 +91,19 @@ lds128 = _instruction("lds128", [U32] * 4, [I32], "ld.shared.v4.u32 {$0,$1,$2,$3
 # Warps. All 32 lanes take part.
 shfl_xor_f32 = _instruction(
     "shfl_xor_f32", [F32], [F32, I32], "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", "ordered", "convergent"
+)
+# From `delta` lanes below, or a lane's own where there is none; from any lane.
+shfl_up_f32 = _instruction(
+    "shfl_up_f32", [F32], [F32, I32], "shfl.sync.up.b32 $0, $1, $2, 0x0, 0xffffffff;", "ordered", "convergent"
+)
+shfl_f32 = _instruction(
+    "shfl_f32", [F32], [F32, I32], "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", "ordered", "convergent"
+)
+redux_min_i32 = _instruction(
+    "redux_min_i32", [I32], [I32], "redux.sync.min.s32 $0, $1, 0xffffffff;", "ordered", "convergent"
+)
+redux_max_i32 = _instruction(
+    "redux_max_i32", [I32], [I32], "redux.sync.max.s32 $0, $1, 0xffffffff;", "ordered", "convergent"
 )
 movmatrix_trans = _instruction(
     "movmatrix_trans", [U32], [U32], "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "ordered", "convergent"
@@ -127,6 +143,13 @@ pack_f16 = _instruction("pack_f16", [U32], [F32, F32], "cvt.rn.f16x2.f32 $0, $2,
 unpack_bf16 = _instruction("unpack_bf16", [F32] * 2, [U32], "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
 _UNPACK_F16 = "{ .reg .f16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }"
 unpack_f16 = _instruction("unpack_f16", [F32] * 2, [U32], _UNPACK_F16)
+f32_bits = _instruction("f32_bits", [I32], [F32], "mov.b32 $0, $1;")
+bits_f32 = _instruction("bits_f32", [F32], [I32], "mov.b32 $0, $1;")
+# Rounded as IEEE 754 says, whatever the compiler may do to other arithmetic.
+sub_rn = _instruction("sub_rn", [F32], [F32, F32], "sub.rn.f32 $0, $1, $2;")
+mul_rn = _instruction("mul_rn", [F32], [F32, F32], "mul.rn.f32 $0, $1, $2;")
+fma_rn = _instruction("fma_rn", [F32], [F32] * 3, "fma.rn.f32 $0, $1, $2, $3;")
+rcp_rn = _instruction("rcp_rn", [F32], [F32], "rcp.rn.f32 $0, $1;")
 rsqrt = _instruction("rsqrt", [F32], [F32], "rsqrt.approx.ftz.f32 $0, $1;")
 rcp = _instruction("rcp", [F32], [F32], "rcp.approx.ftz.f32 $0, $1;")
 

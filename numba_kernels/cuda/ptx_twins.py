@@ -87,6 +87,10 @@ WARP_OPERATIONS: dict[str, Callable[[list[tuple[Any, ...]]], list[Any]]] = {
     "mma_f16": lambda lanes: _mma(lanes, _float16_pairs),
     "movmatrix_trans": _transpose8x8,
     "shfl_xor_f32": _shuffle_xor,
+    "shfl_up_f32": lambda lanes: [lanes[i - lane[1]][0] if i >= lane[1] else lane[0] for i, lane in enumerate(lanes)],
+    "shfl_f32": lambda lanes: [lanes[lane[1] & 31][0] for lane in lanes],
+    "redux_min_i32": lambda lanes: [min(int(lane[0]) for lane in lanes)] * len(lanes),
+    "redux_max_i32": lambda lanes: [max(int(lane[0]) for lane in lanes)] * len(lanes),
     "ldmatrix_x4": _spread_matrices,
     "ldmatrix_x4_trans": _spread_transposed,
 }
@@ -125,6 +129,9 @@ class PtxTwins:
     def ldg_f32x4(self, address: int) -> Any:
         return np.array(self._memory.read(address, "<4f"), f32)
 
+    def ldg_u16(self, address: int) -> int:
+        return int(self._memory.read(address, "<H")[0])
+
     def ld128(self, address: int) -> tuple[int, ...]:
         return self._memory.read(address, "<4I")
 
@@ -133,6 +140,9 @@ class PtxTwins:
 
     def stg_u32(self, address: int, value: int) -> None:
         self._memory.write(address, "<I", value)
+
+    def stg_i64(self, address: int, value: int) -> None:
+        self._memory.write(address, "<q", value)
 
     def stg_f32(self, address: int, value: Any) -> None:
         self._memory.write(address, "<f", value)
@@ -184,6 +194,18 @@ class PtxTwins:
     def shfl_xor_f32(self, value: Any, mask: int) -> Any:
         return self._together("shfl_xor_f32", (value, mask))
 
+    def shfl_up_f32(self, value: Any, delta: int) -> Any:
+        return self._together("shfl_up_f32", (value, delta))
+
+    def shfl_f32(self, value: Any, lane: int) -> Any:
+        return self._together("shfl_f32", (value, lane))
+
+    def redux_min_i32(self, value: int) -> Any:
+        return self._together("redux_min_i32", (value,))
+
+    def redux_max_i32(self, value: int) -> Any:
+        return self._together("redux_max_i32", (value,))
+
     def movmatrix_trans(self, pair: int) -> Any:
         return self._together("movmatrix_trans", (pair,))
 
@@ -222,6 +244,25 @@ class PtxTwins:
     def unpack_f16(self, pair: int) -> tuple[Any, Any]:
         low, high = np.array([pair], np.uint32).view(np.float16).astype(f32)
         return low, high
+
+    def f32_bits(self, value: Any) -> int:
+        return int(np.asarray(value, f32).view(np.int32))
+
+    def bits_f32(self, bits: int) -> Any:
+        return np.array(bits, np.int32).view(f32)[()]
+
+    def sub_rn(self, a: Any, b: Any) -> Any:
+        return f32(a) - f32(b)
+
+    def mul_rn(self, a: Any, b: Any) -> Any:
+        return f32(a) * f32(b)
+
+    def fma_rn(self, a: Any, b: Any, c: Any) -> Any:
+        """In float64: the product is exact there, the sum rounded twice, which shows in one case of 2**29 or so."""
+        return f32(np.float64(a) * np.float64(b) + np.float64(c))
+
+    def rcp_rn(self, value: Any) -> Any:
+        return f32(1.0) / f32(value)
 
     def rsqrt(self, value: Any) -> Any:
         return f32(1.0 / np.sqrt(np.float64(_flushed(f32(value)))))

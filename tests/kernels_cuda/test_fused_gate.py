@@ -5,6 +5,7 @@ import pytest
 from numba_kernels.cuda.build import Build
 from numba_kernels.cuda.rms_norm import RmsNormVariant, common_rms_norms
 from numba_kernels.cuda.rope_kv_write import RopeVariant, common_rope_kv_writes
+from numba_kernels.cuda.sample_row import SampleVariant
 from tests.kernels_cuda.gate import violations
 
 
@@ -36,6 +37,19 @@ def test_a_rotation_touches_each_element_once(variant: RopeVariant, builds: dict
         "STG.128": 2,
         "STG": 2,
         "SHFL": variant.lanes_per_head.bit_length() - 1 if variant.norm else 0,
+    }
+    for build in builds[variant.name].values():
+        assert violations(build, expected) == [], build.architecture
+
+
+@pytest.mark.parametrize(
+    "variant", [SampleVariant(e) for e in ("f32", "bf16", "f16")], ids=lambda variant: variant.name
+)
+def test_sampling_reads_16_bytes_at_a_time(variant: SampleVariant, builds: dict[str, dict[str, Build]]) -> None:
+    expected = {
+        "LDG.128": 2 + 2 + 2 + 1,  # one tile ahead of each of three passes and one in it; the last tile
+        "MUFU.EX2": 3 * variant.chunk,  # a weight in the threshold's pass, in the draw's, in the last tile
+        "BAR": 5,
     }
     for build in builds[variant.name].values():
         assert violations(build, expected) == [], build.architecture
