@@ -101,7 +101,8 @@ def source_hash(kernel: Kernel) -> str:
     """
     told = (kernel.name, kernel.argument_types, kernel.num_threads, kernel.min_blocks_per_sm)
     digest = hashlib.blake2b(repr((told, kernel.min_compute_capability)).encode(), digest_size=16)
-    for module in sorted(_with_imports(kernel.make.__module__) | _with_imports(_COMPILER)):
+    make = kernel.make.func if isinstance(kernel.make, functools.partial) else kernel.make
+    for module in sorted(_with_imports(make.__module__) | _with_imports(_COMPILER)):
         digest.update(module.encode() + b"\0" + _source(module) + b"\0")
     return digest.hexdigest()
 

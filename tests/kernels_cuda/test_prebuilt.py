@@ -78,6 +78,7 @@ def test_the_hash_covers_what_a_kernel_is_made_of_and_nothing_else(monkeypatch: 
     assert changed_by("numba_kernels.cuda.ptx") == set(kernels)
     assert changed_by("numba_kernels.cuda.decode_tile") == {n for n in kernels if n.startswith(("decode", "merge"))}
     assert changed_by("numba_kernels.cuda.kv_write") == {n for n in kernels if n.startswith("write-kv")}
+    assert changed_by("numba_kernels.cuda.prefill_tile") == {n for n in kernels if n.startswith("prefill")}
     assert changed_by("numba_kernels.cuda.simulator") == set()
 
 

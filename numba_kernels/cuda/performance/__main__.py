@@ -10,7 +10,17 @@ from numba_kernels.cuda.catalog import catalog
 from numba_kernels.cuda.performance.machine import Machine
 from numba_kernels.cuda.performance.predict import Prediction, kernel_model, predict
 from numba_kernels.cuda.performance.step import print_step
-from numba_kernels.cuda.performance.workloads import BATCHES, CONTEXTS, SHAPES, attention, between, copies, fits
+from numba_kernels.cuda.performance.workloads import (
+    BATCHES,
+    CONTEXTS,
+    PREFILL_CHUNK,
+    SHAPES,
+    attention,
+    between,
+    copies,
+    fits,
+    prefill,
+)
 
 _ARCHITECTURE = "sm_90"
 _HEAD = (
@@ -84,6 +94,7 @@ def main() -> None:
         for w in attention(shape, batch, context, machine)
     ]
     work += [w for shape in SHAPES for batch in BATCHES for w in between(shape, batch)]
+    work += [prefill(shape, context) for shape in SHAPES for context in CONTEXTS if context > PREFILL_CHUNK]
     work += [copies(shape) for shape in SHAPES]
     predictions = [predict(w, models[w.kernel.name], machine) for w in work]
     predictions.sort(key=lambda p: -p.gap_per_step_s)

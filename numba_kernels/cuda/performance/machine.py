@@ -13,6 +13,7 @@ class Machine:
     gemm_flops: float = 790e12  # measured: bfloat16 matrix products
     latency_s: float = 700e-9  # assumed: a load from memory while memory is busy
     l2_latency_s: float = 300e-9  # assumed: a load of what the kernel before has left in the second-level cache
+    l2_bandwidth: float = 6.7e12  # bytes/s, assumed: 30 bytes per cycle and SM
     launch_s: float = 1.0e-6  # assumed: from one kernel of a graph to the next that depends on it
     registers_per_sm: int = 65536  # CUDA C++ Programming Guide, technical specifications, compute capability 9.0
     shared_bytes_per_sm: int = 233472  # the same: 228 KB, of which each block costs 1 KB more than it asks for

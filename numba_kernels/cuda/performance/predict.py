@@ -61,7 +61,7 @@ class Prediction:
     in_flight_per_sm: float
     limit_s: float  # bytes over bandwidth, or operations over the rate of matrix products
     time_s: float
-    bound: str  # what takes longest: "memory", "latency", "launch", or the name of a pipe
+    bound: str  # what takes longest: "memory", "l2", "latency", "launch", or the name of a pipe
 
     @property
     def fraction(self) -> float:
@@ -95,11 +95,10 @@ def predict(workload: Workload, model: KernelModel, machine: Machine) -> Predict
     full, rest = divmod(workload.num_units, slots)
     latency_cycles = (machine.l2_latency_s if workload.from_l2 else machine.latency_s) * machine.clock_hz
     alone = model.outside_cycles(latency_cycles) + workload.iterations * model.loop_cycles(latency_cycles)
-    bytes_per_unit = workload.num_bytes / workload.num_units
     rounds = [(slots, full)] * bool(full) + [(rest, 1)] * bool(rest)
     times = {"launch": machine.launch_s}
     for num_units, repeated in rounds:
-        bound, round_s = _round(num_units, bytes_per_unit, alone, workload.iterations, model, machine)
+        bound, round_s = _round(num_units, alone, workload, model, machine)
         times[bound] = times.get(bound, 0.0) + repeated * round_s
     limit_s = max(workload.num_bytes / machine.bandwidth, workload.num_flops / machine.gemm_flops)
     return Prediction(
@@ -113,15 +112,15 @@ def predict(workload: Workload, model: KernelModel, machine: Machine) -> Predict
     )
 
 
-def _round(
-    num_units: int, bytes_per_unit: float, alone: float, iterations: float, model: KernelModel, machine: Machine
-) -> tuple[str, float]:
+def _round(num_units: int, alone: float, workload: Workload, model: KernelModel, machine: Machine) -> tuple[str, float]:
     pipes = dict(model.outside_pipes)
     for pipe, cycles in model.loop_pipes.items():
-        pipes[pipe] = pipes.get(pipe, 0.0) + iterations * cycles
+        pipes[pipe] = pipes.get(pipe, 0.0) + workload.iterations * cycles
+    share = num_units / workload.num_units
     pipe, busy = model.busy_cycles(pipes, -(-num_units // machine.num_sms))
     times = {
-        "memory": num_units * bytes_per_unit / machine.bandwidth,
+        "memory": share * workload.num_bytes / machine.bandwidth,
+        "l2": share * workload.l2_bytes / machine.l2_bandwidth,
         "latency": alone / machine.clock_hz,
         pipe: busy / machine.clock_hz,
     }

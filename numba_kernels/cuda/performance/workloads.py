@@ -7,12 +7,15 @@ from numba_kernels.cuda.decode import DecodeVariant, decode_kernel, grid_blocks
 from numba_kernels.cuda.decode_merge import HEADS, WARPS, merge_splits_kernel
 from numba_kernels.cuda.decode_plan import SPLIT_TOKENS
 from numba_kernels.cuda.performance.machine import Machine
+from numba_kernels.cuda.prefill import prefill_kernel
+from numba_kernels.cuda.prefill_variant import PrefillVariant
 from numba_kernels.cuda.rms_norm import RmsNormVariant, rms_norm_kernel
 from numba_kernels.cuda.rope_kv_write import RopeVariant, rope_kv_write_kernel
 from numba_kernels.cuda.silu_and_mul import num_chunks as silu_chunks
 from numba_kernels.cuda.silu_and_mul import silu_and_mul_kernel
 from numba_kernels.cuda.target import Kernel
 
+PREFILL_CHUNK = 2048
 BATCHES = (1, 8, 64, 256)
 CONTEXTS = (128, 1024, 8192, 32768)
 _ELEMENT_BYTES = 2
@@ -79,6 +82,7 @@ class Workload:
     num_blocks: int  # of threads, in the grid
     num_units: int
     iterations: float  # of the main loop, per warp and unit
+    l2_bytes: int = 0  # that are loaded, again and again, from the second-level cache
     from_l2: bool = False  # whether what it reads has just been written, and is in the second-level cache
 
 
@@ -100,6 +104,28 @@ def between(shape: ModelShape, batch: int) -> list[Workload]:
     return [_norm(shape, batch), _rope(shape, batch), _silu(shape, batch)]
 
 
+def prefill(shape: ModelShape, context: int) -> Workload:
+    """One chunk of a prompt: the last `PREFILL_CHUNK` tokens of `context`."""
+    variant = PrefillVariant(shape.head_dim)
+    rows = PREFILL_CHUNK * shape.group_size
+    units = -(-rows // variant.tile_rows) * shape.num_kv_heads
+    keys = context - PREFILL_CHUNK // 2  # that a query sees, on average
+    query = PREFILL_CHUNK * shape.num_heads * shape.head_dim
+    return Workload(
+        prefill_kernel(variant),
+        shape.name,
+        1,
+        context,
+        shape.num_layers,
+        context * shape.kv_bytes_per_token + 2 * query * _ELEMENT_BYTES,
+        4 * query * keys,
+        units,
+        units,
+        keys / variant.tile_tokens,
+        l2_bytes=units * keys * 2 * shape.head_dim * _ELEMENT_BYTES,
+    )
+
+
 def copies(shape: ModelShape) -> Workload:
     """Copy-on-write of some blocks."""
     kernel, row = copy_blocks_kernel(), shape.num_layers * _BLOCK_SIZE * shape.kv_bytes_per_token
@@ -112,7 +138,7 @@ def _norm(shape: ModelShape, batch: int) -> Workload:
     blocks = -(-batch // variant.rows_per_block)
     moved = 4 * batch * shape.hidden_size * _ELEMENT_BYTES  # x and residual read, both written
     calls = 2 * shape.num_layers
-    return Workload(rms_norm_kernel(variant), shape.name, batch, 0, calls, moved, 0, blocks, blocks, 0, True)
+    return Workload(rms_norm_kernel(variant), shape.name, batch, 0, calls, moved, 0, blocks, blocks, 0, from_l2=True)
 
 
 def _rope(shape: ModelShape, batch: int) -> Workload:
@@ -120,7 +146,9 @@ def _rope(shape: ModelShape, batch: int) -> Workload:
     blocks = batch * variant.num_blocks(shape.num_heads, shape.num_kv_heads)
     moved = 2 * batch * (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * _ELEMENT_BYTES
     calls = shape.num_layers
-    return Workload(rope_kv_write_kernel(variant), shape.name, batch, 0, calls, moved, 0, blocks, blocks, 0, True)
+    return Workload(
+        rope_kv_write_kernel(variant), shape.name, batch, 0, calls, moved, 0, blocks, blocks, 0, from_l2=True
+    )
 
 
 def _decode(shape: ModelShape, batch: int, context: int, machine: Machine) -> Workload:
@@ -148,11 +176,11 @@ def _merge(shape: ModelShape, batch: int, context: int) -> Workload:
     splits = -(-context // SPLIT_TOKENS)
     query, units = batch * shape.num_heads * shape.head_dim, batch * shape.num_heads
     kernel, moved = merge_splits_kernel(shape.head_dim, "bf16"), query * (4 * splits + _ELEMENT_BYTES)
-    return Workload(kernel, shape.name, batch, context, shape.num_layers, moved, 0, units, units, splits, True)
+    return Workload(kernel, shape.name, batch, context, shape.num_layers, moved, 0, units, units, splits, from_l2=True)
 
 
 def _silu(shape: ModelShape, batch: int) -> Workload:
     blocks = batch * silu_chunks(shape.intermediate_size)
     moved = 3 * batch * shape.intermediate_size * _ELEMENT_BYTES
     kernel = silu_and_mul_kernel("bf16")
-    return Workload(kernel, shape.name, batch, 0, shape.num_layers, moved, 0, blocks, blocks, 0, True)
+    return Workload(kernel, shape.name, batch, 0, shape.num_layers, moved, 0, blocks, blocks, 0, from_l2=True)
