@@ -12,6 +12,7 @@ from numba_kernels.reference import paged_attention as reference_attention
 from serve_paged.config import EngineConfig
 from serve_paged.engine.build import assemble_engine
 from serve_paged.engine.engine import Engine
+from serve_paged.engine.graphs import Graphs
 from serve_paged.engine.kv_cache import GIB, BlockShape
 from serve_paged.engine.simulated_graphs import CapturableLauncher, SimulatedGraphs
 from serve_paged.model.config import ModelConfig
@@ -36,11 +37,13 @@ class SimulatedKernels(CudaKernels):
         self.paged_attention = paged_attention  # type: ignore[method-assign,assignment]
 
 
-def simulated_engine(config: ModelConfig, dtype: torch.dtype, **settings: Any) -> Engine:
-    """An engine on the simulated GPU over the lookback model."""
+def simulated_engine(
+    config: ModelConfig, dtype: torch.dtype, *, graphs: Graphs | None = None, **settings: Any
+) -> Engine:
+    """An engine on the simulated GPU over the lookback model; `graphs`: None for simulated ones."""
     launcher = CapturableLauncher()
     model = lookback_model(config, dtype, kernels=SimulatedKernels(launcher))
-    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=SimulatedGraphs(launcher))
+    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=graphs or SimulatedGraphs(launcher))
 
 
 def cpu_engine(config: ModelConfig, exact_in: torch.dtype, **settings: Any) -> Engine:
