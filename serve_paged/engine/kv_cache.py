@@ -1,7 +1,7 @@
 """The KV cache's memory: one tensor on the device, one on the host, a block being one row of either."""
 
 import logging
-import time
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from numba_kernels import Kernels
 from serve_paged.core.schedule_output import SchedulerOutput
+from serve_paged.engine.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class BlockShape:
 
 @dataclass(frozen=True, slots=True)
 class SwapTime:
-    """What moving blocks between device and host took in one step."""
+    """What moving blocks between device and host took."""
 
     num_blocks: int
     seconds: float
@@ -57,18 +58,29 @@ class KVCache:
         on_gpu = kernels.device.type == "cuda"  # whose copies need pages that stay where they are
         self.blocks = torch.zeros((num_blocks, *row), dtype=dtype, device=kernels.device)
         self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype, pin_memory=on_gpu)
+        self._swaps: deque[tuple[int, Stopwatch]] = deque()  # blocks moved, and how long it takes
 
     def move_blocks(self, output: SchedulerOutput) -> SwapTime:
-        """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py)."""
-        start = time.perf_counter()
-        if output.swap_out:
-            self._kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))
-        if output.swap_in:
-            self._kernels.swap_blocks(self.host_blocks, self.blocks, _pairs(output.swap_in))
-        seconds = time.perf_counter() - start
+        """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py).
+
+        On a GPU nothing here waits for it. Returns what the swaps took that are known to be over: on the CPU this
+        step's, on a GPU those of earlier steps.
+        """
+        if output.swap_out or output.swap_in:
+            stopwatch = Stopwatch(self.blocks.device)
+            if output.swap_out:
+                self._kernels.swap_blocks(self.blocks, self.host_blocks, _pairs(output.swap_out))
+            if output.swap_in:
+                self._kernels.swap_blocks(self.host_blocks, self.blocks, _pairs(output.swap_in))
+            stopwatch.stop()
+            self._swaps.append((len(output.swap_out) + len(output.swap_in), stopwatch))
         if output.copies:
             self._kernels.copy_blocks(self.blocks, _pairs(output.copies))
-        return SwapTime(len(output.swap_out) + len(output.swap_in), seconds)
+        num_blocks, seconds = 0, 0.0
+        while self._swaps and self._swaps[0][1].is_over():
+            num_moved, stopwatch = self._swaps.popleft()
+            num_blocks, seconds = num_blocks + num_moved, seconds + stopwatch.seconds()
+        return SwapTime(num_blocks, seconds)
 
 
 def _pairs(pairs: list[tuple[int, int]]) -> Tensor:

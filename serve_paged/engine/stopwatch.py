@@ -17,6 +17,10 @@ class Stopwatch:
         """What was launched since the start is what is measured."""
         self._end = self._mark()
 
+    def is_over(self) -> bool:
+        """Whether the stop is reached. Waits for nothing."""
+        return self._end.query() if isinstance(self._end, torch.cuda.Event) else self._end is not None
+
     def seconds(self) -> float:
         """Between start and stop; on a GPU only once it is known, by whatever came later, that the stop is reached."""
         start, end = self._start, self._end

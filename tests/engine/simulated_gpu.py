@@ -43,7 +43,8 @@ def simulated_engine(
     """An engine on the simulated GPU over the lookback model; `graphs`: None for simulated ones."""
     launcher = CapturableLauncher()
     model = lookback_model(config, dtype, kernels=SimulatedKernels(launcher))
-    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=graphs or SimulatedGraphs(launcher))
+    graphs = graphs or SimulatedGraphs(launcher)
+    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=graphs, run_ahead=True)
 
 
 def cpu_engine(config: ModelConfig, exact_in: torch.dtype, **settings: Any) -> Engine:
