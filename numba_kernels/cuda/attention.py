@@ -16,8 +16,11 @@ from numba_kernels.cuda.decode import (
     grid_blocks,
 )
 from numba_kernels.cuda.decode_merge import HEADS, merge_splits_kernel
+from numba_kernels.cuda.decode_plan import NO_WINDOW
 from numba_kernels.cuda.launcher import Launcher
-from numba_kernels.cuda.metadata import CudaMetadata, DecodeRows
+from numba_kernels.cuda.metadata import CudaMetadata, DecodeRows, PrefillRows
+from numba_kernels.cuda.prefill import prefill_kernel
+from numba_kernels.cuda.prefill_variant import PrefillVariant
 from numba_kernels.cuda.target import Index3
 from numba_kernels.layout import KVLayout
 from numba_kernels.metadata import AttentionMetadata
@@ -54,7 +57,7 @@ def paged_attention(
     elif out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or not out.is_contiguous():
         raise ValueError(f"out must be like q and contiguous: got {describe(out)}")
     if metadata.prefill is not None:
-        raise NotImplementedError("sequences of several queries: the prefill kernel is not connected yet")
+        attend_prefill(launcher, q, kv_cache, layer, metadata, metadata.prefill, out, scale, sliding_window)
     decode = metadata.decode
     if decode is not None and isinstance(decode.rows, slice):
         attend_decode(launcher, q[decode.rows], kv_cache, layer, decode, out[decode.rows], scale, sliding_window)
@@ -102,6 +105,38 @@ def attend_decode(
         head_dim // 2,
         (splits.work_begin.data_ptr(), *results[:2], results[2]),
         (splits.work_begin, partials.out, partials.lse, out),
+    )
+
+
+def attend_prefill(
+    launcher: Launcher,
+    q: Tensor,
+    kv_cache: Tensor,
+    layer: int,
+    metadata: CudaMetadata,
+    prefill: PrefillRows,
+    out: Tensor,
+    scale: float,
+    window: int | None,
+) -> None:
+    """Attention of the sequences with several queries: their rows of out, contiguous; the others stay as they are."""
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads, block_size = kv_cache.shape[3:5]
+    group_size = num_heads // num_kv_heads
+    variant = PrefillVariant(head_dim, ELEMENTS[q.dtype], block_size)
+    work = prefill.work_of(variant, group_size, window)
+    at, tables = cache_layer(kv_cache, layer), metadata.block_tables
+    inputs = (tables, metadata.cu_seqlens_q, metadata.seq_lens, work, out)
+    launcher.launch(
+        prefill_kernel(variant),
+        Index3(num_kv_heads, work.shape[0]),
+        variant.num_threads,
+        (
+            *(q.data_ptr(), at.k, at.v, *(x.data_ptr() for x in inputs)),
+            *(at.block_stride, at.head_stride, 4 * tables.stride(0), 2 * q.stride(0), 2 * q.stride(1)),
+            *(NO_WINDOW if window is None else window, group_size, scale * _LOG2_E),
+        ),
+        (q, kv_cache, *inputs),
     )
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from numba_kernels.cuda.decode_plan import NO_WINDOW, decode_plan
 from numba_kernels.cuda.launcher import Launcher
+from numba_kernels.cuda.prefill_plan import prefill_plan
+from numba_kernels.cuda.prefill_variant import PrefillVariant
 from numba_kernels.cuda.staging import send
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
@@ -73,7 +75,16 @@ class PrefillRows:
     seq_lens: NDArray[np.int32]
     selected: NDArray[np.bool_]  # [num_seqs]
     launcher: Launcher = field(repr=False)
-    work: dict[object, Tensor] = field(default_factory=dict)  # int32 [num_work, 4], by what it depends on
+    work: dict[tuple[PrefillVariant, int, int], Tensor] = field(default_factory=dict)
+
+    def work_of(self, variant: PrefillVariant, group_size: int, window: int | None) -> Tensor:
+        """int32 [num_work, 4] on the device (`PrefillPlan`), made for the first layer of that shape and window."""
+        key = variant, group_size, NO_WINDOW if window is None else window
+        found = self.work.get(key)
+        if found is None:
+            plan = prefill_plan(self.cu_seqlens_q, self.seq_lens, group_size, variant, key[2], self.selected)
+            found = self.work[key] = send(self.launcher, {"work": plan.work})["work"]
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -32,6 +32,37 @@ def test_a_window_hides_what_is_before_it(kernels: CudaKernels) -> None:
     assert relative_error(step.attend(kernels, window=33), step.exact(window=33)) < 4e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_prefill_matches_float64(kernels: CudaKernels, dtype: torch.dtype) -> None:
+    step = random_step([(20, 20), (5, 40)], dtype=dtype)
+    assert relative_error(step.attend(kernels), step.exact()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize(
+    "sequences",
+    [[(1, 37), (1, 20), (9, 30)], [(9, 30), (1, 37), (1, 20)], [(1, 37), (9, 30), (1, 20)], [(9, 30), (0, 0), (1, 1)]],
+    ids=["decode first", "decode last", "decode scattered", "one without queries"],
+)
+def test_a_mixed_batch_matches_float64_in_any_order(
+    kernels: CudaKernels, sequences: list[tuple[int, int]], window: int | None
+) -> None:
+    step = random_step(sequences)
+    assert relative_error(step.attend(kernels, window=window), step.exact(window=window)) < 4e-3
+
+
+@pytest.mark.parametrize("others", [[], [(9, 30)], [(9, 30), (1, 20), (4, 4)]])
+def test_a_sequence_gives_the_same_bits_whatever_else_is_in_its_step(
+    kernels: CudaKernels, others: list[tuple[int, int]]
+) -> None:
+    alone, (first, *_) = random_step([(1, 40)]), [(1, 40)]
+    mixed = random_step([first, *others])
+    blocks = mixed.block_tables[0, :3].long()
+    mixed.kv_cache[blocks] = alone.kv_cache[alone.block_tables[0, :3].long()]
+    mixed.q[0] = alone.q[0]
+    assert torch.equal(mixed.attend(kernels)[0], alone.attend(kernels)[0])
+
+
 def test_the_result_goes_where_it_is_wanted(kernels: CudaKernels) -> None:
     step = random_step([(1, 20)])
     out = torch.full_like(step.q, float("nan"))
