@@ -128,6 +128,19 @@ def floats_between(low: float, high: float) -> Draw:
     return draw
 
 
+def any_numbers(num_operands: int) -> Draw:
+    """Half `any_quiet_bits`, half numbers of like size, whose sums and products are rounded."""
+
+    def draw(rng: np.random.Generator, num_lanes: int) -> list[Words]:
+        words = any_quiet_bits(num_operands)(rng, num_lanes)
+        half = num_lanes // 2
+        for word in words:
+            word[half:] = rng.uniform(-8, 8, num_lanes - half).astype(np.float32).view(np.uint32)
+        return words
+
+    return draw
+
+
 def _bytes_and_selectors(rng: np.random.Generator, num_lanes: int) -> list[Words]:
     """The selector's sign mode (bit 3 of a nibble) is left out: no kernel uses it, and the twin does not know it."""
     a, b, selector = any_bits(3)(rng, num_lanes)
@@ -138,6 +151,11 @@ def _value_and_lane_mask(rng: np.random.Generator, num_lanes: int) -> list[Words
     (value,) = any_bits(1)(rng, num_lanes)
     masks = np.array([1, 2, 4, 8, 16, 3, 31, 0], np.uint32)
     return [value, np.resize(np.repeat(masks, 32), num_lanes)]
+
+
+def _value_and_lane(rng: np.random.Generator, num_lanes: int) -> list[Words]:
+    (value,) = any_bits(1)(rng, num_lanes)
+    return [value, rng.integers(0, 32, num_lanes, np.uint32)]
 
 
 # Tensor-core products: of small whole numbers, where float32 sums are exact and any misplaced element shows; and of
@@ -200,6 +218,10 @@ def _mma(element: str) -> RegisterInstruction:
 # Bounds of the approximate ones: as the PTX ISA states them for the whole range.
 REGISTER_INSTRUCTIONS: dict[str, RegisterInstruction] = {
     "shfl_xor_f32": RegisterInstruction("fi", "f", _value_and_lane_mask, same_floats),
+    "shfl_up_f32": RegisterInstruction("fi", "f", _value_and_lane, same_floats),
+    "shfl_f32": RegisterInstruction("fi", "f", _value_and_lane, same_floats),
+    "redux_min_i32": RegisterInstruction("i", "i", any_bits(1), same_bits),
+    "redux_max_i32": RegisterInstruction("i", "i", any_bits(1), same_bits),
     "movmatrix_trans": RegisterInstruction("u", "u", any_bits(1), same_bits),
     "mma_bf16": _mma("bf16"),
     "mma_f16": _mma("f16"),
@@ -212,6 +234,12 @@ REGISTER_INSTRUCTIONS: dict[str, RegisterInstruction] = {
     "pack_f16": RegisterInstruction("ff", "u", any_bits(2), same_halves),
     "unpack_bf16": RegisterInstruction("u", "ff", any_bits(1), same_floats),
     "unpack_f16": RegisterInstruction("u", "ff", any_bits(1), same_floats),
+    "f32_bits": RegisterInstruction("f", "i", any_quiet_bits(1), same_bits),
+    "bits_f32": RegisterInstruction("i", "f", any_bits(1), same_floats),
+    "sub_rn": RegisterInstruction("ff", "f", any_numbers(2), same_floats),
+    "mul_rn": RegisterInstruction("ff", "f", any_numbers(2), same_floats),
+    "fma_rn": RegisterInstruction("fff", "f", any_numbers(3), same_floats),
+    "rcp_rn": RegisterInstruction("f", "f", floats_between(-4, 4), same_floats),
     "rsqrt": RegisterInstruction("f", "f", floats_between(0.1, 10), within(lambda x: 1 / np.sqrt(x), 2.0**-22.4)),
     "rcp": RegisterInstruction("f", "f", floats_between(-4, 4), within(lambda x: 1 / x, 2.0**-23)),
 }

@@ -86,6 +86,31 @@ def _make_scalars(target: Target) -> Callable[..., None]:
     return probe
 
 
+def _make_halves(target: Target) -> Callable[..., None]:
+    cuda, ptx, int64, uint32 = target.cuda, target.ptx, target.int64, target.uint32
+
+    def probe(operands, results, num_lanes):  # type: ignore[no-untyped-def]
+        lane = int64(cuda.blockIdx.x) * NUM_THREADS + int64(cuda.threadIdx.x)
+        low, high = ptx.ldg_u16(operands + lane * 4), ptx.ldg_u16(operands + lane * 4 + 2)
+        ptx.stg_u32(results + lane * 4, uint32(high | (low << 16)))
+
+    return probe
+
+
+def _halves_swapped(words: list[Words]) -> list[Words]:
+    return [(word >> np.uint32(16)) | (word << np.uint32(16)) for word in words]
+
+
+def _make_stg_i64(target: Target) -> Callable[..., None]:
+    cuda, ptx, int64 = target.cuda, target.ptx, target.int64
+
+    def probe(operands, results, num_lanes):  # type: ignore[no-untyped-def]
+        lane = int64(cuda.blockIdx.x) * NUM_THREADS + int64(cuda.threadIdx.x)
+        ptx.stg_i64(results + lane * 8, ptx.ldg_i64(operands + lane * 8))
+
+    return probe
+
+
 def _make_float_pairs(target: Target) -> Callable[..., None]:
     cuda, ptx, int64 = target.cuda, target.ptx, target.int64
 
@@ -245,6 +270,8 @@ def memory_probes() -> list[Probe]:
         *(_probe(f"{name}", _make_wide_load(name), (name, "stg128"), _quads_reversed) for name in ("ldg128", "ld128")),
         _probe("ldg64", _make_ldg64, ("ldg64", "stg_u32"), _pairs_reversed, 2, 2),
         _probe("scalars", _make_scalars, ("ldg_i32", "ldg_f32", "ldg_i64", "stg_u32", "stg_f32"), list),
+        _probe("ldg-u16", _make_halves, ("ldg_u16", "stg_u32"), _halves_swapped, 1, 1),
+        _probe("stg-i64", _make_stg_i64, ("stg_i64", "ldg_i64"), list, 2, 2),
         _probe("stg-f32x2", _make_float_pairs, ("stg_f32x2", "ldg_f32"), _pairs_reversed, 2, 2),
         _probe("ldg-f32x4", _make_float_quads, ("ldg_f32x4", "stg_f32x2"), _quads_reversed),
         _probe(
