@@ -116,6 +116,8 @@ class Driver:
         if dynamic_shared_bytes > _SHARED_BYTES_WITHOUT_ASKING:
             code = self._library.cuFuncSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, dynamic_shared_bytes)
             self.check(code, f"asking for {dynamic_shared_bytes} bytes of shared memory for {entry}")
+        if hasattr(self._library, "cuFuncLoad"):  # CUDA 12.4: modules load lazily, and a first launch may be captured
+            self.check(self._library.cuFuncLoad(function), f"finishing to load {entry}")
         return int(function.value or 0)
 
     def copy(self, copies: list[Copy], stream: int) -> None:

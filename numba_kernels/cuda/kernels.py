@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from numba_kernels.cuda import attention, cache_ops, elementwise
+from numba_kernels.cuda import attention, cache_ops, elementwise, sampling
 from numba_kernels.cuda.checks import ELEMENTS
 from numba_kernels.cuda.decode import HEAD_DIMS
 from numba_kernels.cuda.decode_buffers import DecodeBuffers, Workspace
@@ -40,6 +40,7 @@ class CudaKernels:
         self.rope_and_write_kv = partial(cache_ops.rope_and_write_kv, launcher)
         self.rms_norm = partial(elementwise.rms_norm, launcher)
         self.silu_and_mul = partial(elementwise.silu_and_mul, launcher)
+        self.sample = partial(sampling.sample, launcher)
         self.copy_blocks = partial(cache_ops.copy_blocks, launcher)
         self.swap_blocks = partial(cache_ops.swap_blocks, launcher)
 

@@ -32,6 +32,7 @@ class FakeDriver:
     loaded: list[bytes] = field(default_factory=list)
     attributes: list[tuple[int, int, int]] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
+    finished: list[int] = field(default_factory=list)
     said: list[bytes] = field(default_factory=list)
     copies: list[tuple[int, int, int, int]] = field(default_factory=list)  # destination, source, bytes, stream
     batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class FakeDriver:
         self._export("cuCtxSetCurrent", self.contexts.append, c_void_p)
         self._export("cuDriverGetVersion", self._tell_version, POINTER(c_int))
         self._export("cuFuncSetAttribute", lambda *call: self.attributes.append(call), c_void_p, c_int, c_int)
+        self._export("cuFuncLoad", self.finished.append, c_void_p)
         self._export("cuGetErrorName", lambda code, out: self._say(out, b"CUDA_ERROR_%d" % code), c_int, text)
         self._export("cuGetErrorString", lambda code, out: self._say(out, b"went wrong"), c_int, text)
         self._export("cuLaunchKernel", self._launch, c_void_p, *(c_uint,) * 7, c_void_p, pointer, c_void_p)

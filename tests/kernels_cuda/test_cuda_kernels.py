@@ -163,6 +163,37 @@ def test_silu_of_the_gate_multiplies_the_other_half(kernels: CudaKernels, genera
     assert relative_error(kernels.silu_and_mul(gate_up), exact) < 4e-3
 
 
+def parameters(*rows: tuple[float, int, float, float, float]) -> dict[str, Tensor]:
+    """Of (temperature, top_k, top_p, min_p, uniform)."""
+    temperature, top_k, top_p, min_p, uniform = torch.tensor(rows).T.contiguous()
+    truncation = {"top_k": top_k.int(), "top_p": top_p, "log_min_p": min_p.log()}
+    return {"temperature": temperature, "uniform": uniform, **truncation}
+
+
+def test_tokens_are_chosen_row_by_row(kernels: CudaKernels, generator: torch.Generator) -> None:
+    logits = torch.randn(4, 264, generator=generator)
+    logits[3, 7] = float("nan")
+    order = logits[1:3].argsort(dim=-1, descending=True, stable=True)
+    always = 1.0, 0, 1.0, 0.0, 0.5
+    rows = [(0.0, 0, 1.0, 0.0, 0.5), (0.7, 1, 1.0, 0.0, 0.9), (1.0, 3, 1.0, 0.0, 0.5), always]
+    sampled = kernels.sample(logits, **parameters(*rows))
+    assert sampled.is_finite.tolist() == [1, 1, 1, 0]
+    assert torch.equal(sampled.largest[:3], logits[:3].amax(-1))
+    assert sampled.token_ids[0] == logits[0].argmax()
+    assert sampled.token_ids[1] == order[0, 0]
+    kept = order[1, :3].sort().values
+    below = logits[2, kept].double().softmax(-1).cumsum(-1)
+    assert sampled.token_ids[2] == kept[int((below <= 0.5).sum())]
+
+
+def test_wrong_parameters_of_sampling_are_named(kernels: CudaKernels) -> None:
+    arguments = parameters((1.0, 0, 1.0, 0.0, 0.5))
+    with pytest.raises(ValueError, match=r"top_k must be torch.int32 \(1,\)"):
+        kernels.sample(torch.zeros(1, 64), **arguments | {"top_k": torch.zeros(1)})
+    with pytest.raises(ValueError, match="multiples of 16 bytes"):
+        kernels.sample(torch.zeros(3, 65)[:2], **parameters(*[(1.0, 0, 1.0, 0.0, 0.5)] * 2))
+
+
 def test_what_is_downloaded_is_what_was_there_when_it_was_asked_for(kernels: CudaKernels) -> None:
     x = torch.tensor([1, 2, 3])
     download = kernels.download(x)

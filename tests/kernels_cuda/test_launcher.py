@@ -79,6 +79,12 @@ def test_a_kernel_is_loaded_once() -> None:
     assert driver.loaded == [b"ptx of a-kernel for 90"]
 
 
+def test_a_prepared_kernel_has_nothing_left_to_load_at_its_first_launch() -> None:
+    driver = FakeDriver()
+    launcher(driver).prepare([kernel()])
+    assert driver.finished == [0xF0]
+
+
 def test_much_shared_memory_is_asked_for_and_little_is_not() -> None:
     driver = FakeDriver()
     gpu, much = launcher(driver), kernel(100_000)
