@@ -106,9 +106,12 @@ def build_ptx(catalog: Callable[[], dict[str, Kernel]], folder: Path) -> dict[st
     if stale:
         num_workers = min(len(os.sched_getaffinity(0)), len(stale))
         with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker) as pool:
-            jobs = [pool.submit(_write_ptx, catalog, name, folder, versions) for name in stale]
-            for job in jobs:
-                job.result()
+            for name, job in [(name, pool.submit(_write_ptx, catalog, name, folder, versions)) for name in stale]:
+                try:
+                    job.result()
+                except Exception as error:
+                    error.add_note(f"while compiling {name}")
+                    raise
     return kernels
 
 

@@ -83,6 +83,20 @@ def make_merge_warps(head_dim: int, target: Target) -> Any:
 
 
 MERGE_ARGUMENTS = ("int64",) * 4
+_AT_ONCE = 8  # splits loaded together: one by one, each would wait for memory after the one before
+
+
+def make_load_lse(target: Target) -> Any:
+    """load_lse(lse, partial_lse, first, split, num_splits, num_heads): of `_AT_ONCE` splits, the last one repeated."""
+    ptx, int32 = target.ptx, target.int32
+
+    @target.device
+    def load_lse(lse, partial_lse, first, split, num_splits, num_heads):  # type: ignore[no-untyped-def]
+        for i in range(_AT_ONCE):
+            row = first + min(int32(split + i), int32(num_splits - 1)) * num_heads
+            lse[i] = ptx.ldg_f32(partial_lse + row * 4)
+
+    return load_lse
 
 
 def make_merge_splits(head_dim: int, element: str, target: Target) -> Callable[..., None]:
@@ -93,7 +107,7 @@ def make_merge_splits(head_dim: int, element: str, target: Target) -> Callable[.
     addresses. A sequence of one split is left as it is, one of none (padding) becomes zero.
     """
     cuda, ptx, int32, int64, float32 = target.cuda, target.ptx, target.int32, target.int64, target.float32
-    pack = getattr(ptx, f"pack_{element}")
+    pack, load_lse, pairs = getattr(ptx, f"pack_{element}"), make_load_lse(target), 2 * _AT_ONCE
 
     def merge_splits(work_begin, partial_out, partial_lse, out):  # type: ignore[no-untyped-def]
         seq = int64(cuda.blockIdx.x)
@@ -105,19 +119,32 @@ def make_merge_splits(head_dim: int, element: str, target: Target) -> Callable[.
         if num_splits == 1:
             return
         first = int64(begin) * num_heads + head
+        lse = cuda.local.array(_AT_ONCE, float32)
+        held = cuda.local.array(pairs, float32)
         largest = float32(MASKED)
-        for s in range(num_splits):
-            largest = ptx.fmax(largest, ptx.ldg_f32(partial_lse + (first + s * num_heads) * 4))
+        split = int32(0)
+        while split < num_splits:
+            load_lse(lse, partial_lse, first, split, num_splits, num_heads)
+            for i in range(_AT_ONCE):
+                largest = ptx.fmax(largest, lse[i])
+            split = int32(split + _AT_ONCE)
         total = float32(0.0)
         out_0 = float32(0.0)
         out_1 = float32(0.0)
-        for s in range(num_splits):
-            row = first + s * num_heads
-            factor = ptx.ex2(ptx.ldg_f32(partial_lse + row * 4) - largest)
-            total += factor
-            address = partial_out + (row * head_dim + dim) * 4
-            out_0 += factor * ptx.ldg_f32(address)
-            out_1 += factor * ptx.ldg_f32(address + 4)
+        split = int32(0)
+        while split < num_splits:
+            load_lse(lse, partial_lse, first, split, num_splits, num_heads)
+            for i in range(_AT_ONCE):
+                row = first + min(int32(split + i), int32(num_splits - 1)) * num_heads
+                address = partial_out + (row * head_dim + dim) * 4
+                held[2 * i] = ptx.ldg_f32(address)
+                held[2 * i + 1] = ptx.ldg_f32(address + 4)
+            for i in range(_AT_ONCE):
+                factor = ptx.ex2(lse[i] - largest) if split + i < num_splits else float32(0.0)
+                total += factor
+                out_0 += factor * held[2 * i]
+                out_1 += factor * held[2 * i + 1]
+            split = int32(split + _AT_ONCE)
         inverse = float32(1.0) / total if num_splits > 0 else float32(0.0)
         ptx.stg_u32(out + ((seq * num_heads + head) * head_dim + dim) * 2, pack(out_0 * inverse, out_1 * inverse))
 

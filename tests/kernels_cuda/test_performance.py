@@ -139,7 +139,8 @@ def made_of(loop: tuple[Instruction, ...], num_warps: int = 4, blocks_per_sm: in
 
 
 def launch(num_bytes: int, num_blocks: int, num_units: int, iterations: float) -> Workload:
-    return Workload(KERNEL, "", 1, 1, 10, num_bytes, 0, num_blocks, num_units, iterations)
+    """Of a kernel that loads 512 bytes a warp in each iteration."""
+    return Workload(KERNEL, "", 1, 1, 10, num_bytes, 0, num_blocks, num_units, iterations * 512)
 
 
 MACHINE = Machine(num_sms=10, clock_hz=1e9, bandwidth=1e12, latency_s=1e-6, launch_s=0)
@@ -168,6 +169,13 @@ def test_arithmetic_that_is_slower_than_memory_names_its_pipe() -> None:
     assert predicted.time_s == pytest.approx(140 * 8 * 2 * 100 * 1e-9)  # two warps on each part of the SM
 
 
+def test_an_unrolled_loop_has_fewer_iterations() -> None:
+    second = dataclasses.replace(LOAD, operands="R20, desc[UR6][R2.64]")
+    work = launch(1, 1, 1, iterations=8)
+    assert made_of((LOAD, USE)).iterations(work) == 8
+    assert made_of((LOAD, second, USE)).iterations(work) == 4
+
+
 def test_bytes_in_flight_follow_from_the_waits() -> None:
     model = made_of((LOAD, USE))
     assert model.in_flight_per_sm(LATENCY) == pytest.approx(2 * 4 * 512, rel=0.02)  # each warp's load, all the time
@@ -188,5 +196,7 @@ def test_the_bytes_of_a_step_are_those_of_its_shape() -> None:
     cache = 64 * 1024 * 2 * 8 * 128 * 2
     assert decode.num_bytes == pytest.approx(cache, rel=0.05)
     assert decode.num_bytes > cache
-    assert (decode.num_units, decode.iterations, merge.iterations) == (64 * 4 * 8, 4, 4)
+    assert decode.num_units == 64 * 4 * 8
+    assert decode.loop_bytes == 4 * (16 * 2 * 128 * 2 + 128)  # four tiles of 16 tokens, and their block ids
+    assert merge.loop_bytes == 4 * 32 * 12
     assert [work.calls for work in between(llama, 64)] == [64, 32, 32]

@@ -36,6 +36,10 @@ class KernelModel:
         """An iteration of the main loop, for a warp alone; 0 without a loop."""
         return loop_cycles(self.code.loop, latency_cycles)
 
+    def iterations(self, workload: Workload) -> float:
+        """Of the main loop, for a unit of work: the compiler may have unrolled it."""
+        return workload.loop_bytes / self.loop_bytes if self.loop_bytes else 0.0
+
     def in_flight_per_sm(self, latency_cycles: float) -> float:
         """Bytes asked for and not there yet, on an SM whose warps do nothing but the main loop."""
         if not self.loop_bytes:
@@ -94,7 +98,7 @@ def predict(workload: Workload, model: KernelModel, machine: Machine) -> Predict
     slots = min(workload.num_blocks, resident)
     full, rest = divmod(workload.num_units, slots)
     latency_cycles = (machine.l2_latency_s if workload.from_l2 else machine.latency_s) * machine.clock_hz
-    alone = model.outside_cycles(latency_cycles) + workload.iterations * model.loop_cycles(latency_cycles)
+    alone = model.outside_cycles(latency_cycles) + model.iterations(workload) * model.loop_cycles(latency_cycles)
     rounds = [(slots, full)] * bool(full) + [(rest, 1)] * bool(rest)
     times = {"launch": machine.launch_s}
     for num_units, repeated in rounds:
@@ -115,7 +119,7 @@ def predict(workload: Workload, model: KernelModel, machine: Machine) -> Predict
 def _round(num_units: int, alone: float, workload: Workload, model: KernelModel, machine: Machine) -> tuple[str, float]:
     pipes = dict(model.outside_pipes)
     for pipe, cycles in model.loop_pipes.items():
-        pipes[pipe] = pipes.get(pipe, 0.0) + workload.iterations * cycles
+        pipes[pipe] = pipes.get(pipe, 0.0) + model.iterations(workload) * cycles
     share = num_units / workload.num_units
     pipe, busy = model.busy_cycles(pipes, -(-num_units // machine.num_sms))
     times = {

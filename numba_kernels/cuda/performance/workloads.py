@@ -7,6 +7,7 @@ from numba_kernels.cuda.decode import DecodeVariant, decode_kernel, grid_blocks
 from numba_kernels.cuda.decode_merge import HEADS, WARPS, merge_splits_kernel
 from numba_kernels.cuda.decode_plan import SPLIT_TOKENS
 from numba_kernels.cuda.performance.machine import Machine
+from numba_kernels.cuda.performance.pipes import WARP
 from numba_kernels.cuda.prefill import prefill_kernel
 from numba_kernels.cuda.prefill_variant import PrefillVariant
 from numba_kernels.cuda.rms_norm import RmsNormVariant, rms_norm_kernel
@@ -81,7 +82,7 @@ class Workload:
     num_flops: int  # on tensor cores
     num_blocks: int  # of threads, in the grid
     num_units: int
-    iterations: float  # of the main loop, per warp and unit
+    loop_bytes: float  # that a warp loads in the main loop for a unit; how many iterations that is, the code tells
     l2_bytes: int = 0  # that are loaded, again and again, from the second-level cache
     from_l2: bool = False  # whether what it reads has just been written, and is in the second-level cache
 
@@ -110,6 +111,7 @@ def prefill(shape: ModelShape, context: int) -> Workload:
     rows = PREFILL_CHUNK * shape.group_size
     units = -(-rows // variant.tile_rows) * shape.num_kv_heads
     keys = context - PREFILL_CHUNK // 2  # that a query sees, on average
+    key_bytes = shape.kv_bytes_per_token // shape.num_kv_heads  # with its value, in one head
     query = PREFILL_CHUNK * shape.num_heads * shape.head_dim
     return Workload(
         prefill_kernel(variant),
@@ -121,8 +123,8 @@ def prefill(shape: ModelShape, context: int) -> Workload:
         4 * query * keys,
         units,
         units,
-        keys / variant.tile_tokens,
-        l2_bytes=units * keys * 2 * shape.head_dim * _ELEMENT_BYTES,
+        keys * key_bytes / variant.work_shape.num_warps,
+        l2_bytes=units * keys * key_bytes,
     )
 
 
@@ -157,6 +159,7 @@ def _decode(shape: ModelShape, batch: int, context: int, machine: Machine) -> Wo
     grid = grid_blocks(variant, num_work, shape.num_kv_heads, machine.num_sms)
     query = batch * shape.num_heads * shape.head_dim
     partial = num_work * shape.num_heads * shape.head_dim * 4 if context > SPLIT_TOKENS else 0
+    tile_bytes = _TOKENS_PER_TILE * shape.kv_bytes_per_token // shape.num_kv_heads
     units = num_work * shape.num_kv_heads * (2 if variant.wide_group else 1)
     return Workload(
         decode_kernel(variant),
@@ -168,7 +171,7 @@ def _decode(shape: ModelShape, batch: int, context: int, machine: Machine) -> Wo
         4 * query * context,
         grid * shape.num_kv_heads,
         units,
-        -(-min(context, SPLIT_TOKENS) // (_TOKENS_PER_TILE * WARPS)),
+        -(-min(context, SPLIT_TOKENS) // (_TOKENS_PER_TILE * WARPS)) * (tile_bytes + WARP * 4),  # and a block id
     )
 
 
@@ -176,7 +179,9 @@ def _merge(shape: ModelShape, batch: int, context: int) -> Workload:
     splits = -(-context // SPLIT_TOKENS)
     query, units = batch * shape.num_heads * shape.head_dim, batch * shape.num_heads
     kernel, moved = merge_splits_kernel(shape.head_dim, "bf16"), query * (4 * splits + _ELEMENT_BYTES)
-    return Workload(kernel, shape.name, batch, context, shape.num_layers, moved, 0, units, units, splits, from_l2=True)
+    return Workload(
+        kernel, shape.name, batch, context, shape.num_layers, moved, 0, units, units, splits * WARP * 12, from_l2=True
+    )
 
 
 def _silu(shape: ModelShape, batch: int) -> Workload:
