@@ -49,6 +49,12 @@ class SampleVariant:
         return self.num_threads // 32
 
 
+def variant_for(element: str, vocab_size: int) -> SampleVariant:
+    """With as many threads as a row has 16 bytes, up to 1024: every real vocabulary's."""
+    chunks = -(-vocab_size * _SIZE[element] // 16)
+    return SampleVariant(element, min(1024, max(1, -(-chunks // 32)) * 32))
+
+
 def make_load_words(variant: SampleVariant, target: Target) -> Any:
     """load_words(row, tile, vocab_size): the 16 bytes of this lane; minus infinity behind the row's end."""
     cuda, ptx, int32, int64, uint32 = target.cuda, target.ptx, target.int32, target.int64, target.uint32

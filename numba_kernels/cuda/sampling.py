@@ -8,7 +8,7 @@ from torch import Tensor
 from numba_kernels.cuda.checks import describe, require_rows
 from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.sample import sample_kernel
-from numba_kernels.cuda.sample_row import SampleVariant
+from numba_kernels.cuda.sample_row import variant_for
 from numba_kernels.cuda.target import Index3
 
 _ELEMENTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -59,7 +59,7 @@ def sample(
             )
     sampled = Sampled(*(launcher.empty((num_rows,), dtype) for dtype in (torch.int64, torch.float32, torch.int32)))
     results = (sampled.token_ids, sampled.largest, sampled.is_finite)
-    variant = SampleVariant(_ELEMENTS[logits.dtype])
+    variant = variant_for(_ELEMENTS[logits.dtype], vocab_size)
     launcher.launch(
         sample_kernel(variant),
         Index3(num_rows),

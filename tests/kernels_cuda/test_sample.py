@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numba_kernels.cuda import reduction, sample, sample_draw, sample_row, sample_threshold
 from numba_kernels.cuda.device_memory import MemoryFault
 from numba_kernels.cuda.sample_draw import make_pick
-from numba_kernels.cuda.sample_row import SampleVariant, make_distance
+from numba_kernels.cuda.sample_row import SampleVariant, make_distance, variant_for
 from numba_kernels.cuda.simulator import LaunchFault, Simulator
 from numba_kernels.cuda.target import Index3, Target
 from tests.kernels_cuda.decode_batches import address
@@ -247,6 +247,12 @@ def all_right(make: Any) -> bool:
         return all(rows.run(make=make, seed=seed).token_ids == expected for seed in range(2))
     except (MemoryFault, LaunchFault):
         return False
+
+
+def test_a_row_has_as_many_threads_as_it_can_use() -> None:
+    assert variant_for("f32", 100).num_threads == 32
+    assert variant_for("bf16", 4096).num_threads == 512
+    assert variant_for("f32", 128256) == SampleVariant("f32")
 
 
 def test_a_variant_without_a_kernel_is_refused() -> None:
