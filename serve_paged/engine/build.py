@@ -10,7 +10,7 @@ from serve_paged.config import EngineConfig
 from serve_paged.core.block_pool import BlockPool
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.scheduler import Scheduler
-from serve_paged.engine.device import choose_dtype, choose_kernels
+from serve_paged.engine.device import choose_dtype, choose_kernels, runs_behind
 from serve_paged.engine.engine import Engine
 from serve_paged.engine.gpu_memory import TorchGauge, bytes_for_blocks
 from serve_paged.engine.graphs import CudaGraphs, Graphs
@@ -52,7 +52,8 @@ def assemble_engine(
     """The same over a model that is loaded already, in a thread whose `use_threads` was called.
 
     `graphs` captures decode steps; without, every step is run operation by operation.
-    `run_ahead`: launch each step before the tokens of the one before it are read (engine.py); None: on a GPU.
+    `run_ahead`: launch each step before the tokens of the one before it are read (engine.py). None: on a GPU, also on
+    a simulated one.
     """
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
     num_blocks = shape.num_blocks_in(choose_kv_cache_gb(config, model.decoder, shape), dtype)
@@ -72,11 +73,12 @@ def assemble_engine(
         build_scheduler(config, kv_cache, costs),
         kv_cache,
         runner,
-        Sampler(text_model.vocab_size, text_model.eos_token_ids),
+        Sampler(text_model.vocab_size, text_model.eos_token_ids, model.decoder.kernels),
         costs,
+        model.decoder.kernels,
         max_model_len=max_model_len,
         num_threads=config.threads or usable_cores(),
-        run_ahead=kv_cache.blocks.is_cuda if run_ahead is None else run_ahead,
+        run_ahead=runs_behind(model.decoder.kernels) if run_ahead is None else run_ahead,
     )
 
 

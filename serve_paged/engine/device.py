@@ -34,6 +34,11 @@ def why_no_gpu() -> str:
     return ""
 
 
+def runs_behind(kernels: Kernels) -> bool:
+    """Whether operations are launched rather than done, so that the host has to wait to see a result."""
+    return kernels.name != "cpu"
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Bring a CPU tensor there without waiting for a GPU; on the CPU it is the tensor itself."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from numba_kernels import Kernels
 from serve_paged.core.block_hash import root_hash
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.kv_events import BlockEventRecorder
@@ -29,7 +30,7 @@ from serve_paged.core.scheduler import Scheduler
 from serve_paged.core.sequence import FinishReason, Sequence
 from serve_paged.engine.choice import Choice
 from serve_paged.engine.device import to_device
-from serve_paged.engine.in_flight import InFlight, Launched, PromptLogprobs
+from serve_paged.engine.in_flight import ForwardTime, InFlight, Launched, PromptLogprobs
 from serve_paged.engine.kv_cache import KVCache
 from serve_paged.engine.logprobs import LogprobsCopy
 from serve_paged.engine.model_runner import ModelRunner
@@ -37,8 +38,6 @@ from serve_paged.engine.sampler import SampledToken, Sampler
 from serve_paged.engine.stop_strings import StopStrings
 from serve_paged.engine.stopwatch import Stopwatch
 from serve_paged.engine.text import TextModel
-
-MIN_PREFILL_TOKENS = 64  # a smaller step is bound by reading the weights and says little about what a token costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,7 @@ class Engine:
         runner: ModelRunner,
         sampler: Sampler,
         costs: PreemptionCosts,
+        kernels: Kernels,
         *,
         max_model_len: int,
         num_threads: int,
@@ -90,6 +90,7 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._costs = costs
+        self._kernels = kernels
         self._clock = clock
         self._run_ahead = run_ahead
         self._in_flight: InFlight | None = None
@@ -219,7 +220,7 @@ class Engine:
         logits = self._runner.run(output, self._in_flight.samples.token_ids if self._in_flight is not None else None)
         stopwatch.stop()
         self._counters.num_steps += 1
-        return Launched(output, logits, stopwatch)
+        return Launched(output, logits, ForwardTime(output.num_tokens, stopwatch))
 
     def _sample(self, step: Launched) -> InFlight:
         """Launch the sampling of a step. All tokens of earlier ones are known."""
@@ -227,7 +228,7 @@ class Engine:
         slots = self.scheduler.computed(step.output)
         rows = step.logits.to_sample([slot.row for slot in slots])
         samples = self._sampler.launch(rows, [slot.seq for slot in slots])
-        return InFlight(slots, samples, prompt_logprobs, step.output.num_tokens, step.stopwatch)
+        return InFlight(slots, samples, prompt_logprobs, step.time)
 
     def _prompt_logprobs(self, step: Launched) -> list[PromptLogprobs]:
         launched = []
@@ -238,7 +239,8 @@ class Engine:
             seq, start = scheduled.seq, scheduled.seq.num_computed_tokens
             targets = torch.tensor(seq.prompt_token_ids[start + 1 : start + 1 + rows.shape[0]], dtype=torch.int64)
             num_top = [seq.params.prompt_logprobs or 0] * rows.shape[0]
-            launched.append(PromptLogprobs(seq, start, LogprobsCopy(rows, to_device(targets, rows.device), num_top)))
+            copy = LogprobsCopy(rows, to_device(targets, rows.device), num_top, self._kernels)
+            launched.append(PromptLogprobs(seq, start, copy))
         return launched
 
     def _collect(self) -> list[ChoiceDelta]:
@@ -247,8 +249,7 @@ class Engine:
         if step is None:
             return []
         sampled = step.samples.read()
-        if step.num_tokens >= MIN_PREFILL_TOKENS:
-            self._costs.record_compute(step.num_tokens, step.stopwatch.seconds())
+        step.time.record(self._costs)
         for found in step.prompt_logprobs:
             if not found.seq.finished:
                 self._choices[found.seq].add_prompt_logprobs(found.copy.read(), start=found.start)

@@ -2,12 +2,28 @@
 
 from dataclasses import dataclass
 
+from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.schedule_output import SchedulerOutput, TokenSlot
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.logprobs import LogprobsCopy
 from serve_paged.engine.model_runner import StepLogits
 from serve_paged.engine.sampler import Samples
 from serve_paged.engine.stopwatch import Stopwatch
+
+MIN_PREFILL_TOKENS = 64  # a smaller step is bound by reading the weights and says little about what a token costs
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardTime:
+    """What a forward pass takes; on a GPU known when it has run."""
+
+    num_tokens: int
+    stopwatch: Stopwatch
+
+    def record(self, costs: PreemptionCosts) -> None:
+        """Tell those who choose between swapping and computing again. The step has run."""
+        if self.num_tokens >= MIN_PREFILL_TOKENS:
+            costs.record_compute(self.num_tokens, self.stopwatch.seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +32,7 @@ class Launched:
 
     output: SchedulerOutput
     logits: StepLogits
-    stopwatch: Stopwatch  # over the forward pass
+    time: ForwardTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +51,4 @@ class InFlight:
     slots: list[TokenSlot]
     samples: Samples  # one for each slot
     prompt_logprobs: list[PromptLogprobs]
-    num_tokens: int  # that went through the model
-    stopwatch: Stopwatch
+    time: ForwardTime

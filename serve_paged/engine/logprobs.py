@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from numba_kernels import Kernels
+from numba_kernels.kernels import Download
 from serve_paged.core.outputs import TokenLogprobs
-from serve_paged.engine.host_copy import HostCopy
+from serve_paged.engine.device import runs_behind
 
 
 class NonFiniteLogits(RuntimeError):
@@ -15,23 +17,23 @@ class NonFiniteLogits(RuntimeError):
 class LogprobsCopy:
     """`token_logprobs` of token_ids int64 [rows] on the logits' device, without waiting for it.
 
-    On the CPU everything is done at once. On a GPU what was found is copied to the host, to be read later; alternatives
-    come in order of logit, then id.
+    On a GPU it is computed there and copied to the host; alternatives come in order of logit, then id. On the CPU it
+    is computed when read, so `logits` must stay as they are until then.
     """
 
-    def __init__(self, logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> None:
-        self._num_top = num_top
-        self._found: list[TokenLogprobs] | None = None
-        if not logits.is_cuda:
-            self._found = token_logprobs(logits, token_ids.tolist(), num_top)
-        else:
-            self._copy = HostCopy(*_launch(logits, token_ids, max(num_top)))
+    def __init__(self, logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int], kernels: Kernels) -> None:
+        self._given = logits, token_ids, num_top
+        self._copies: list[Download] = []
+        if runs_behind(kernels):
+            self._copies = [kernels.download(tensor) for tensor in _launch(logits, token_ids, max(num_top))]
 
+    @torch.inference_mode()
     def read(self) -> list[TokenLogprobs]:
         """One for each row. Raises `NonFiniteLogits`."""
-        if self._found is None:
-            self._found = _read(self._copy.wait(), self._num_top)
-        return self._found
+        logits, token_ids, num_top = self._given
+        if self._copies:
+            return _read([copy.wait() for copy in self._copies], num_top)
+        return token_logprobs(logits, token_ids.tolist(), num_top)
 
 
 def _launch(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> tuple[torch.Tensor, ...]:
@@ -55,7 +57,7 @@ def _best_ids(logits: torch.Tensor, k: int) -> torch.Tensor:
     return logits.shape[1] - 1 - (keys.topk(k, dim=-1).values & 0xFFFFFFFF)
 
 
-def _read(found: tuple[torch.Tensor, ...], num_top: Sequence[int]) -> list[TokenLogprobs]:
+def _read(found: Sequence[torch.Tensor], num_top: Sequence[int]) -> list[TokenLogprobs]:
     *columns, finite = found
     if not bool(finite.all()):
         raise _fault()

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
+from numba_kernels import Kernels
+from numba_kernels.kernels import Download
 from serve_paged.core.outputs import TokenLogprobs
 from serve_paged.core.sequence import Sequence
-from serve_paged.engine.host_copy import HostCopy
+from serve_paged.engine.device import runs_behind
 from serve_paged.engine.logprobs import LogprobsCopy, NonFiniteLogits
 from serve_paged.engine.sampling_batch import SamplingBatch
-from serve_paged.engine.token_choice import choose_tokens
+from serve_paged.engine.token_choice import choose_tokens, choose_without_looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +26,25 @@ class Samples:
     """The tokens that one step samples: on the device for the next step, and on their way to the host."""
 
     def __init__(
-        self, seqs: list[Sequence], token_ids: torch.Tensor, finite: torch.Tensor, logprobs: LogprobsCopy | None
+        self, token_ids: torch.Tensor, seqs: list[Sequence], copy: Download, logprobs: LogprobsCopy | None
     ) -> None:
         self.token_ids = token_ids  # int64 [S] on the device
         self._seqs = seqs
-        self._copy = HostCopy(token_ids, finite)
+        self._copy = copy  # of the same, but -1 where the logits were not finite
         self._logprobs = logprobs
 
+    @torch.inference_mode()
     def read(self) -> list[SampledToken]:
-        """Wait for them. Raises `NonFiniteLogits`."""
-        token_ids, finite = self._copy.wait()
-        _check(finite, self._seqs)
+        """Wait for them. Raises `NonFiniteLogits`, a fault of the engine, naming the requests."""
+        token_ids = self._copy.wait().tolist()
+        bad = {seq.request_id for seq, token_id in zip(self._seqs, token_ids, strict=True) if token_id < 0}
+        if bad:
+            names = ", ".join(sorted(bad))
+            raise NonFiniteLogits(f"logits are NaN or infinite, or no token is left, for request {names}")
         found = iter(self._logprobs.read() if self._logprobs is not None else ())
         return [
             SampledToken(token_id, next(found) if seq.params.logprobs is not None else None)
-            for token_id, seq in zip(token_ids.tolist(), self._seqs, strict=True)
+            for token_id, seq in zip(token_ids, self._seqs, strict=True)
         ]
 
 
@@ -51,7 +57,9 @@ class Sampler:
     sequence's seed, its choice and the position alone, so a text does not depend on its batch and can be resumed.
     """
 
-    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._choose = choose_without_looking if runs_behind(kernels) else choose_tokens
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._batch: SamplingBatch | None = None
@@ -60,25 +68,22 @@ class Sampler:
     def launch(self, logits: torch.Tensor, seqs: list[Sequence]) -> Samples:
         """Choose the next token of seqs[i] from logits[i]; logits float32 [S, vocab] are overwritten.
 
-        On a GPU nothing here waits for it. Raises `NonFiniteLogits`, a fault of the engine, naming the requests: on
-        the CPU at once, else when the samples are read.
+        On a GPU nothing here waits for it. Logits that are not finite are found when the samples are read.
         """
         assert logits.shape == (len(seqs), self._vocab_size)
         assert logits.dtype == torch.float32
         if not seqs:
-            none = torch.empty(0, dtype=torch.int64, device=logits.device)
-            return Samples([], none, none.bool(), None)
+            nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
+            return Samples(nothing, [], self._kernels.download(nothing), None)
         batch = self._batch_of(seqs, logits.device)
         raw = logits[batch.logprob_rows] if len(batch.logprob_rows) else None  # a copy: `apply` works in place
         batch.apply(logits)
-        token_ids, finite = choose_tokens(logits, batch)
-        if not logits.is_cuda:
-            _check(finite, seqs)
+        token_ids, checked = self._choose(logits, batch)
         logprobs = None
         if raw is not None:
             num_top = [seq.params.logprobs or 0 for seq in seqs if seq.params.logprobs is not None]
-            logprobs = LogprobsCopy(raw, token_ids[batch.logprob_rows], num_top)
-        return Samples(list(seqs), token_ids, finite, logprobs)
+            logprobs = LogprobsCopy(raw, token_ids[batch.logprob_rows], num_top, self._kernels)
+        return Samples(token_ids, list(seqs), self._kernels.download(checked), logprobs)
 
     def sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
         """Launch and read."""
@@ -96,9 +101,3 @@ class Sampler:
             )
             self._batch = batch
         return batch
-
-
-def _check(finite: torch.Tensor, seqs: list[Sequence]) -> None:
-    if not bool(finite.all()):
-        bad = sorted({seqs[row].request_id for row in (~finite).nonzero()[:, 0].tolist()})
-        raise NonFiniteLogits(f"logits are NaN or infinite, or no token is left, for request {', '.join(bad)}")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from numba_kernels import CpuKernels
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
 from serve_paged.engine.logprobs import NonFiniteLogits
@@ -33,7 +34,7 @@ def make_sequence(
 
 
 def sample(logits: torch.Tensor, seqs: list[Sequence], sampler: Sampler | None = None) -> list[int]:
-    sampler = sampler or Sampler(logits.shape[1], EOS)
+    sampler = sampler or Sampler(logits.shape[1], EOS, CpuKernels())
     return [token.token_id for token in sampler.sample(logits.clone(), seqs)]
 
 
@@ -152,7 +153,7 @@ def test_a_row_without_any_token_left_is_a_fault() -> None:
 def test_no_end_token_is_chosen_before_min_tokens(ignore_eos: bool) -> None:
     params = SamplingParams(temperature=0.0, min_tokens=2, stop_token_ids=(5,), ignore_eos=ignore_eos)
     logits = torch.tensor([[0.0, 9.0, 1.0, 8.0, 2.0, 7.0]])
-    sampler = Sampler(6, EOS)
+    sampler = Sampler(6, EOS, CpuKernels())
     seq = make_sequence(params)
     for _ in range(3):
         seq.output_token_ids += sample(logits, [seq], sampler)
@@ -165,7 +166,7 @@ PENALISED = SamplingParams(repetition_penalty=1.3, presence_penalty=0.5, frequen
 def test_penalties_kept_over_steps_equal_penalties_counted_anew() -> None:
     rng = torch.Generator().manual_seed(5)
     seqs = [make_sequence(PENALISED, prompt=[2, 9, 2], seed=row) for row in range(3)]
-    sampler = Sampler(40, EOS)
+    sampler = Sampler(40, EOS, CpuKernels())
     for step in range(60):
         running = seqs if step % 7 else seqs[1:]  # the first one is preempted now and then
         logits = torch.randn(len(running), 40, generator=rng) * 3
@@ -179,7 +180,7 @@ def test_a_resumed_sequence_continues_as_if_it_had_never_stopped() -> None:
     rng = torch.Generator().manual_seed(6)
     steps = torch.randn(30, 1, 500, generator=rng) * 2
     whole = make_sequence(PENALISED, seed=77, choice=2)
-    sampler = Sampler(500, EOS)
+    sampler = Sampler(500, EOS, CpuKernels())
     for logits in steps:
         whole.output_token_ids += sample(logits, [whole], sampler)
     resumed = make_sequence(PENALISED, seed=77, choice=2, output=whole.output_token_ids[:11])
@@ -217,7 +218,7 @@ def test_log_probabilities_are_the_model_s_own_whatever_the_processors() -> None
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     plain = make_sequence(SamplingParams(temperature=0.0))
     biased = make_sequence(SamplingParams(temperature=0.0, logprobs=2, logit_bias={2: 50.0}, repetition_penalty=1.5))
-    tokens = Sampler(4, ()).sample(logits.repeat(2, 1), [plain, biased])
+    tokens = Sampler(4, (), CpuKernels()).sample(logits.repeat(2, 1), [plain, biased])
     assert tokens[0].logprobs is None
     found = tokens[1].logprobs
     assert found is not None
