@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from numba_kernels.cuda.cache_layer import cache_layer
-from numba_kernels.cuda.checks import ELEMENTS, describe, require, require_cache, require_rows
+from numba_kernels.cuda.checks import ELEMENTS, describe, require_cache, require_rows
 from numba_kernels.cuda.decode import (
     HEAD_DIMS,
     MAX_GROUP_SIZE,
@@ -152,17 +152,17 @@ def _require_fitting(
 ) -> None:
     require_cache(kv_cache, layer, layout, launcher.device)
     num_blocks, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    require({f"q must be [num_tokens, num_heads, head_dim]: got {describe(q)}": q.dim() == 3})
+    if q.dim() != 3:
+        raise ValueError(f"q must be [num_tokens, num_heads, head_dim]: got {describe(q)}")
     num_heads = q.shape[1]
     require_rows("q", q, (metadata.num_query_tokens, num_heads, head_dim), kv_cache.dtype, launcher.device)
     group_size, rest = divmod(num_heads, num_kv_heads)
-    require(
-        {
-            f"head_dim must be one of {HEAD_DIMS}, not {head_dim}": head_dim in HEAD_DIMS,
-            f"q's {num_heads} heads must be 1 to {MAX_GROUP_SIZE} times the cache's {num_kv_heads}": rest == 0
-            and 1 <= group_size <= MAX_GROUP_SIZE,
-            f"scale must be above 0, not {scale}": scale > 0,
-            f"sliding_window must be at least 1, not {window}": window is None or window >= 1,
-        }
-    )
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim must be one of {HEAD_DIMS}, not {head_dim}")
+    if rest or not 1 <= group_size <= MAX_GROUP_SIZE:
+        raise ValueError(f"q's {num_heads} heads must be 1 to {MAX_GROUP_SIZE} times the cache's {num_kv_heads}")
+    if scale <= 0:
+        raise ValueError(f"scale must be above 0, not {scale}")
+    if window is not None and window < 1:
+        raise ValueError(f"sliding_window must be at least 1, not {window}")
     metadata.require_blocks(num_blocks, block_size)

@@ -9,18 +9,12 @@ ELEMENTS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 _LANE_BYTES = 16  # what kernels load at once
 
 
-def require(rules: dict[str, bool]) -> None:
-    """Raises ValueError with the first rule that does not hold."""
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(rule)
-
-
 def require_rows(name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     """Raises ValueError unless x is that, its last dimension contiguous, every row at a multiple of 16 bytes."""
-    strides = x.stride()
-    aligned = x.data_ptr() % _LANE_BYTES == 0 and all(n * x.element_size() % _LANE_BYTES == 0 for n in strides[:-1])
-    if x.shape != shape or x.dtype != dtype or x.device != device or (x.numel() and (strides[-1] != 1 or not aligned)):
+    *strides, last = x.stride()
+    lane = _LANE_BYTES // x.element_size()
+    aligned = last == 1 and x.data_ptr() % _LANE_BYTES == 0 and all(stride % lane == 0 for stride in strides)
+    if x.shape != shape or x.dtype != dtype or x.device != device or not (aligned or x.numel() == 0):
         raise ValueError(
             f"{name} must be {dtype} {shape} on {device}, rows contiguous, at multiples of 16 bytes: got {describe(x)}"
         )
@@ -41,19 +35,18 @@ def require_element(name: str, x: Tensor) -> str:
 
 def require_cache(kv_cache: Tensor, layer: int, layout: KVLayout, device: torch.device) -> None:
     """Raises ValueError unless kernels can use this layer of this cache."""
-    shape = tuple(kv_cache.shape)
-    require({f"kv_cache must have 6 dimensions, K and V in the third: got {shape}": len(shape) == 6 and shape[2] == 2})
+    shape = kv_cache.shape
+    if len(shape) != 6 or shape[2] != 2:
+        raise ValueError(f"kv_cache must have 6 dimensions, K and V in the third: got {describe(kv_cache)}")
     require_element("kv_cache", kv_cache)
-    require(
-        {
-            f"kv_cache must be contiguous on {device}: got {describe(kv_cache)}": kv_cache.is_contiguous()
-            and kv_cache.device == device
-            and kv_cache.data_ptr() % _LANE_BYTES == 0,
-            f"kv_cache's block_size must be a multiple of 16, not {shape[4]}": shape[4] > 0 and shape[4] % 16 == 0,
-            f"layout must be standard, not {layout}": layout is KVLayout.STANDARD,
-            f"layer must be in [0, {shape[1]}), not {layer}": 0 <= layer < shape[1],
-        }
-    )
+    if not kv_cache.is_contiguous() or kv_cache.device != device or kv_cache.data_ptr() % _LANE_BYTES:
+        raise ValueError(f"kv_cache must be contiguous on {device}: got {describe(kv_cache)}")
+    if shape[4] == 0 or shape[4] % 16:
+        raise ValueError(f"kv_cache's block_size must be a multiple of 16, not {shape[4]}")
+    if layout is not KVLayout.STANDARD:
+        raise ValueError(f"layout must be standard, not {layout}")
+    if not 0 <= layer < shape[1]:
+        raise ValueError(f"layer must be in [0, {shape[1]}), not {layer}")
 
 
 def describe(x: Tensor) -> str:
