@@ -18,7 +18,7 @@ from numba_kernels.cuda.prefill_tile import (
     LOWEST,
     make_accumulate,
     make_mask,
-    make_rescale,
+    make_raise_maximum,
     make_scores,
 )
 from numba_kernels.cuda.prefill_variant import ELEMENTS, HEAD_DIMS, PrefillVariant
@@ -32,24 +32,23 @@ def make_attend_tile(variant: PrefillVariant, target: Target) -> Any:
     """attend_tile(s, acc, state, q_lane, k_lane, v_lane, token, warp_row, first, last, context, window, reciprocal,
     scale).
 
-    The warp's rows begin at `warp_row` and stand at positions `first` to `last`. A tile that none of them sees is left
-    out, and only one that some see in part is masked.
+    The warp's rows begin at `warp_row` and stand at positions `first` to `last`. A tile behind them is left out, and
+    only one that some see in part, or not at all, is masked.
     """
     cuda, int32 = target.cuda, target.int32
     scores, mask = make_scores(variant, target), make_mask(variant, target)
-    rescale, accumulate = make_rescale(variant, target), make_accumulate(variant, target)
+    raise_maximum, accumulate = make_raise_maximum(variant, target), make_accumulate(variant, target)
     tile_tokens = variant.tile_tokens
 
     @target.device
     def attend_tile(  # type: ignore[no-untyped-def]
         s, acc, state, q_lane, k_lane, v_lane, token, warp_row, first, last, context, window, reciprocal, scale
     ):
-        end = int32(token + tile_tokens)
-        if token <= last and end > int32(first - window + 1):
+        if token <= last:
             scores(s, q_lane, k_lane)
-            if end - 1 > first or token < int32(last - window + 1):
+            if token + (tile_tokens - 1) > first or token < int32(last - window + 1):
                 mask(s, int32(warp_row + ((cuda.threadIdx.x >> 2) & 7)), token, context, window, reciprocal)
-            rescale(s, acc, state, scale)
+            raise_maximum(s, acc, state, scale)
             accumulate(acc, s, state, v_lane, scale)
 
     return attend_tile
@@ -97,7 +96,7 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
         last_token = int32(context + query_of(last_row, reciprocal))
         first_token = int32(max(int32(context + query_of(first_row, reciprocal) - window + 1), int32(0)))
         base = int32(ptx.smem_addr(cuda.shared.array(0, uint32, 128)))
-        k_head, v_head = k_cache + kv_head * head_stride, v_cache + kv_head * head_stride
+        k_head, v_apart = k_cache + kv_head * head_stride, v_cache - k_cache
         table = block_tables + seq * table_stride
         head = kv_head * group_size
 
@@ -114,7 +113,7 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
             reciprocal,
         )
         stage = int32(base + q_bytes)
-        load_tile(ids, stage, k_head, v_head, block_stride, tile, first_token, last_token)
+        load_tile(ids, stage, k_head, v_apart, block_stride, tile, first_token, last_token)
         ptx.cp_async_commit()
         load_block_ids(ids, table, int32(tile + 1), last_token)
 
@@ -140,7 +139,7 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
             cuda.syncthreads()  # this tile is here for all, and nobody reads the other stage any more
             other = int32(2 * base + 2 * q_bytes + 2 * tile_bytes - stage)
             if tile + 1 < end_tile:
-                load_tile(ids, other, k_head, v_head, block_stride, int32(tile + 1), first_token, last_token)
+                load_tile(ids, other, k_head, v_apart, block_stride, int32(tile + 1), first_token, last_token)
                 ptx.cp_async_commit()
             k_lane, v_lane = int32(stage + elements_first(lane)), int32(stage + tile_bytes + rows_first(lane))
             attend_tile(

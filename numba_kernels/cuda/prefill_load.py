@@ -43,10 +43,10 @@ def make_load_block_ids(variant: PrefillVariant, target: Target) -> Any:
 
 
 def make_load_tile(variant: PrefillVariant, target: Target) -> Any:
-    """load_tile(ids, stage, k_head, v_head, block_stride, tile, first_token, last_token): K and V of one tile.
+    """load_tile(ids, stage, k_head, v_apart, block_stride, tile, first_token, last_token): K and V of one tile.
 
-    `stage` is their place in shared memory, `k_head` and `v_head` a kv head's address in block 0. Of the tokens, those
-    from first_token to last_token are read.
+    `stage` is their place in shared memory, `k_head` a kv head's address in block 0, `v_apart` the distance from K to
+    V. Of the tokens, those from first_token to last_token are read.
     """
     cuda, ptx, int32, int64, uint32 = target.cuda, target.ptx, target.int32, target.int64, target.uint32
     swizzle = make_swizzle(variant.head_dim, target)
@@ -57,7 +57,7 @@ def make_load_tile(variant: PrefillVariant, target: Target) -> Any:
     loading, everybody_loads = at_once * chunks, at_once * chunks == variant.num_threads
 
     @target.device
-    def load_tile(ids, stage, k_head, v_head, block_stride, tile, first_token, last_token):  # type: ignore[no-untyped-def]
+    def load_tile(ids, stage, k_head, v_apart, block_stride, tile, first_token, last_token):  # type: ignore[no-untyped-def]
         thread = int32(cuda.threadIdx.x)
         row = int32(uint32(thread) // uint32(chunks))
         chunk = int32(thread - row * chunks)
@@ -67,11 +67,11 @@ def make_load_tile(variant: PrefillVariant, target: Target) -> Any:
                 in_tile = int32(i * at_once + row)
                 token = int32(tile * tile_tokens + in_tile)
                 in_block = int32(uint32(token >> 4) % uint32(granules_per_block)) * GRANULE + (in_tile & 15)
-                source = int64(ids[i // passes_per_id]) * block_stride + in_block * row_bytes + chunk * 16
+                source = k_head + int64(ids[i // passes_per_id]) * block_stride + in_block * row_bytes + chunk * 16
                 num_bytes = int32(16) if uint32(token - first_token) <= num_seen else int32(0)
                 to = int32(stage + swizzle(in_tile, chunk))
-                ptx.cp_async16_zfill(to, k_head + source, num_bytes)
-                ptx.cp_async16_zfill(int32(to + tile_bytes), v_head + source, num_bytes)
+                ptx.cp_async16_zfill(to, source, num_bytes)
+                ptx.cp_async16_zfill(int32(to + tile_bytes), source + v_apart, num_bytes)
 
     return load_tile
 

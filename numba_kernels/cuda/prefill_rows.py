@@ -20,6 +20,6 @@ def make_query_of(target: Target) -> tuple[Any, Any]:
 
     @target.device
     def query_of(row, reciprocal):  # type: ignore[no-untyped-def]
-        return int32((int64(row + 1) * int64(reciprocal)) >> 32)
+        return int32((int64(uint32(row + 1)) * int64(reciprocal)) >> 32)
 
     return reciprocal_of, query_of

@@ -23,6 +23,7 @@ from numba_kernels.cuda.target import Target
 
 MASKED = -1e30  # the score of what is not seen: finite, so that no difference of two is NaN
 LOWEST = -1e20  # no score that means anything is as low
+HEADROOM = 8.0  # in base 2: weights up to 256, far from what float16 cannot hold
 
 
 def make_scores(variant: PrefillVariant, target: Target) -> Any:
@@ -100,30 +101,43 @@ def make_row_operations(target: Target) -> tuple[Any, Any]:
     return row_maximum, row_sum
 
 
-def make_rescale(variant: PrefillVariant, target: Target) -> Any:
-    """rescale(s, acc, state, scale): take the tile's scores into the maximum, and scale `acc` and the sums to it."""
-    ptx = target.ptx
+def make_raise_maximum(variant: PrefillVariant, target: Target) -> Any:
+    """raise_maximum(s, acc, state, scale): a reference for the exponentials that no score is far above.
+
+    A row's reference is a maximum that it has seen, and stays while the scores are at most `HEADROOM` above it, as in
+    FlashAttention-4: weights may then be up to 2^HEADROOM, and `acc` and the sums need not be scaled, which would cost
+    as much as the exponentials. If a row is scaled depends on the row; if the warp can leave it out, on all of its
+    rows, but those that stay are multiplied by exactly 1.
+    """
+    cuda, ptx, int32, float32 = target.cuda, target.ptx, target.int32, target.float32
     row_maximum, _ = make_row_operations(target)
     columns, units = variant.tile_tokens // 8, variant.head_dim // 8
     num_rows = 2 * variant.work_shape.row_tiles
 
     @target.device
-    def rescale(s, acc, state, scale):  # type: ignore[no-untyped-def]
+    def raise_maximum(s, acc, state, scale):  # type: ignore[no-untyped-def]
+        factors = cuda.local.array(num_rows, float32)
+        raised = int32(0)
         for r in range(num_rows):
             first = (r >> 1) * columns * 4 + (r & 1) * 2
             largest = ptx.fmax(s[first], s[first + 1])
             for n in range(1, columns):
                 largest = ptx.fmax(largest, ptx.fmax(s[first + n * 4], s[first + n * 4 + 1]))
-            largest = ptx.fmax(state[r], row_maximum(largest) * scale)
-            factor = ptx.ex2(state[r] - largest)
-            state[r] = largest
-            state[num_rows + r] *= factor
-            first = (r >> 1) * units * 4 + (r & 1) * 2
-            for n in range(units):
-                acc[first + n * 4] *= factor
-                acc[first + n * 4 + 1] *= factor
+            largest = row_maximum(largest) * scale
+            is_far_above = largest > state[r] + float32(HEADROOM)
+            reference = largest if is_far_above else state[r]
+            raised = int32(1) if is_far_above else raised
+            factors[r] = ptx.ex2(state[r] - reference)
+            state[r] = reference
+        if ptx.vote_any(raised) != 0:
+            for r in range(num_rows):
+                state[num_rows + r] *= factors[r]
+                first = (r >> 1) * units * 4 + (r & 1) * 2
+                for n in range(units):
+                    acc[first + n * 4] *= factors[r]
+                    acc[first + n * 4 + 1] *= factors[r]
 
-    return rescale
+    return raise_maximum
 
 
 def make_accumulate(variant: PrefillVariant, target: Target) -> Any:

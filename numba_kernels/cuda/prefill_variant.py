@@ -26,9 +26,9 @@ class PrefillShape:
 # its L2 cache gives about 30. 32 rows per warp, where registers allow it, so that what ldmatrix brings feeds two
 # products: with 16, shared memory (128 bytes a cycle) is slower than the tensor cores.
 _SHAPES = {
-    64: PrefillShape(4, 2, 64, 2),
+    64: PrefillShape(4, 2, 48, 3),
     96: PrefillShape(4, 2, 64, 2),
-    128: PrefillShape(4, 2, 32, 2),
+    128: PrefillShape(4, 2, 48, 2),
     256: PrefillShape(8, 1, 32, 1),
 }
 

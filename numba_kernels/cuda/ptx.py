@@ -105,6 +105,15 @@ redux_min_i32 = _instruction(
 redux_max_i32 = _instruction(
     "redux_max_i32", [I32], [I32], "redux.sync.max.s32 $0, $1, 0xffffffff;", "ordered", "convergent"
 )
+# 1 if the number is not 0 in any lane.
+vote_any = _instruction(
+    "vote_any",
+    [I32],
+    [I32],
+    "{ .reg .pred p; setp.ne.s32 p, $1, 0; vote.sync.any.pred p, p, 0xffffffff; selp.s32 $0, 1, 0, p; }",
+    "ordered",
+    "convergent",
+)
 movmatrix_trans = _instruction(
     "movmatrix_trans", [U32], [U32], "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "ordered", "convergent"
 )

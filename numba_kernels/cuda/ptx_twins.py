@@ -91,6 +91,7 @@ WARP_OPERATIONS: dict[str, Callable[[list[tuple[Any, ...]]], list[Any]]] = {
     "shfl_f32": lambda lanes: [lanes[lane[1] & 31][0] for lane in lanes],
     "redux_min_i32": lambda lanes: [min(int(lane[0]) for lane in lanes)] * len(lanes),
     "redux_max_i32": lambda lanes: [max(int(lane[0]) for lane in lanes)] * len(lanes),
+    "vote_any": lambda lanes: [int(any(lane[0] for lane in lanes))] * len(lanes),
     "ldmatrix_x4": _spread_matrices,
     "ldmatrix_x4_trans": _spread_transposed,
 }
@@ -205,6 +206,9 @@ class PtxTwins:
 
     def redux_max_i32(self, value: int) -> Any:
         return self._together("redux_max_i32", (value,))
+
+    def vote_any(self, value: int) -> Any:
+        return self._together("vote_any", (value,))
 
     def movmatrix_trans(self, pair: int) -> Any:
         return self._together("movmatrix_trans", (pair,))

@@ -147,6 +147,13 @@ def _bytes_and_selectors(rng: np.random.Generator, num_lanes: int) -> list[Words
     return [a, b, selector & 0x77777777]
 
 
+def _in_a_few_lanes(rng: np.random.Generator, num_lanes: int) -> list[Words]:
+    """Not 0 in no lane, in one of 64 and in all, warp by warp."""
+    share = np.resize(np.repeat([0, 1 / 64, 1], 32), num_lanes)
+    (value,) = any_bits(1)(rng, num_lanes)
+    return [np.where(rng.random(num_lanes) < share, value, np.uint32(0))]
+
+
 def _value_and_lane_mask(rng: np.random.Generator, num_lanes: int) -> list[Words]:
     (value,) = any_bits(1)(rng, num_lanes)
     masks = np.array([1, 2, 4, 8, 16, 3, 31, 0], np.uint32)
@@ -222,6 +229,7 @@ REGISTER_INSTRUCTIONS: dict[str, RegisterInstruction] = {
     "shfl_f32": RegisterInstruction("fi", "f", _value_and_lane, same_floats),
     "redux_min_i32": RegisterInstruction("i", "i", any_bits(1), same_bits),
     "redux_max_i32": RegisterInstruction("i", "i", any_bits(1), same_bits),
+    "vote_any": RegisterInstruction("i", "i", _in_a_few_lanes, same_bits),
     "movmatrix_trans": RegisterInstruction("u", "u", any_bits(1), same_bits),
     "mma_bf16": _mma("bf16"),
     "mma_f16": _mma("f16"),

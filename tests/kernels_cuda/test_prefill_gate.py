@@ -11,13 +11,19 @@ VARIANTS = [PrefillVariant(head_dim, element) for head_dim in HEAD_DIMS for elem
 
 
 def prefill_instructions(variant: PrefillVariant) -> dict[str, int]:
-    """K and V are copied 16 bytes at a time, in front of the loop and in it; fragments come four matrices at a time."""
+    """K and V are copied 16 bytes at a time, in front of the loop and in it; fragments come four matrices at a time.
+
+    A weight's exponent is one FFMA for every row, or a row's bits would depend on its place among the others.
+    """
     row_tiles, pairs, chunks = variant.work_shape.row_tiles, variant.tile_tokens // 16, variant.head_dim // 16
+    scores = row_tiles * variant.tile_tokens // 2  # a lane's
     copies = 1 + 2 * 2 * variant.tile_tokens // rows_per_pass(variant)  # the first are Q's
     return {
         "HMMA.BF16" if variant.element == "bf16" else "HMMA.F32": 2 * 2 * row_tiles * pairs * chunks,
         "LDSM": chunks * (row_tiles + pairs) + pairs * chunks,
         "LDSM.MT88": pairs * chunks,  # V's, transposed
+        "FFMA": scores,
+        "MUFU.EX2": scores + 2 * row_tiles,  # and each row's factor
         "LDGSTS": copies,
         "LDGSTS.128": copies,
         "STG": 1,

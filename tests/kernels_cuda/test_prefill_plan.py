@@ -6,7 +6,7 @@ import pytest
 from numba_kernels.cuda.prefill_plan import prefill_plan
 from numba_kernels.cuda.prefill_variant import HEAD_DIMS, PrefillVariant
 
-VARIANT = PrefillVariant(64)  # tiles of 128 rows and of 64 tokens
+VARIANT = PrefillVariant(96)  # tiles of 128 rows and of 64 tokens
 
 
 def array(*numbers: int) -> np.ndarray:
