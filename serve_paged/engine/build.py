@@ -67,13 +67,15 @@ def assemble_engine(
     )
     runner = build_runner(config, model.decoder, kv_cache, graphs, max_model_len)
     text_model = describe_text(config, model, dtype)
+    sampler = Sampler(text_model.vocab_size, text_model.eos_token_ids, model.decoder.kernels)
+    sampler.warm_up()
     costs = PreemptionCosts()
     return Engine(
         text_model,
         build_scheduler(config, kv_cache, costs),
         kv_cache,
         runner,
-        Sampler(text_model.vocab_size, text_model.eos_token_ids, model.decoder.kernels),
+        sampler,
         costs,
         model.decoder.kernels,
         max_model_len=max_model_len,

@@ -7,11 +7,11 @@ import torch
 from numba_kernels import Kernels
 from numba_kernels.kernels import Download
 from serve_paged.core.outputs import TokenLogprobs
+from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
-from serve_paged.engine.device import runs_behind
 from serve_paged.engine.logprobs import LogprobsCopy, NonFiniteLogits
 from serve_paged.engine.sampling_batch import SamplingBatch
-from serve_paged.engine.token_choice import choose_tokens, choose_without_looking
+from serve_paged.engine.token_choice import token_choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], kernels: Kernels) -> None:
         self._kernels = kernels
-        self._choose = choose_without_looking if runs_behind(kernels) else choose_tokens
+        self._choose = token_choice(kernels, vocab_size)
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._batch: SamplingBatch | None = None
@@ -88,6 +88,12 @@ class Sampler:
     def sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
         """Launch and read."""
         return self.launch(logits, seqs).read()
+
+    def warm_up(self) -> None:
+        """Load or compile what sampling needs on the device."""
+        nobody = Sequence("warm-up", [0], SamplingParams(), arrival_time=0.0, seed=0, max_num_tokens=2)
+        self.sample(torch.zeros((1, self._vocab_size), device=self._kernels.device), [nobody])
+        self._batch = None
 
     def _batch_of(self, seqs: list[Sequence], device: torch.device) -> SamplingBatch:
         batch = self._batch

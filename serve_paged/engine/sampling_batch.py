@@ -5,9 +5,11 @@ What a GPU needs of it goes there through pinned memory, and the host does not w
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
@@ -16,7 +18,8 @@ from serve_paged.engine.penalties import Penalties
 from serve_paged.engine.philox import seed_words, uniforms
 from serve_paged.engine.truncation import Truncation
 
-_SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny  # float32 has no smaller divisor; equals greedy but for ties
+_SMALLEST_FLOAT = torch.finfo(torch.float32).tiny  # as a temperature it equals greedy but for ties
+_LARGEST_BELOW_ONE = np.float32(1.0 - 2.0**-24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,16 @@ class _Entries:
 
     rows: torch.Tensor
     ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowParameters:
+    """What the sampling kernel takes of each row, [S] on the device."""
+
+    temperature: torch.Tensor  # float32; 0: the largest logit
+    top_k: torch.Tensor  # int32; 0: all
+    top_p: torch.Tensor  # float32 in (0, 1]
+    log_min_p: torch.Tensor  # float32; -inf: none
 
 
 class SamplingBatch:
@@ -41,6 +54,7 @@ class SamplingBatch:
     ) -> None:
         self.seqs = list(seqs)
         self._device = device
+        self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._bias = [(row, seq) for row, seq in enumerate(seqs) if seq.params.logit_bias]
         self._bias_entries = self._entries((row, seq.params.logit_bias) for row, seq in self._bias)
@@ -60,6 +74,7 @@ class SamplingBatch:
         self._key = seed_words([seqs[row].seed for row in drawn])
         self._choices = [seqs[row].choice for row in drawn]
         self._drawn = [seqs[row] for row in drawn]
+        self._drawn_indices = drawn
 
     def apply(self, logits: torch.Tensor) -> None:
         """Apply logit_bias, min_tokens and penalties in place; logits float32 [S, vocab]."""
@@ -77,8 +92,33 @@ class SamplingBatch:
 
     def uniforms(self) -> torch.Tensor:
         """This step's random number of each drawn row, float64 [D] in [0, 1)."""
-        numbers = uniforms(self._key, self._choices, [seq.num_output_tokens for seq in self._drawn])
+        return to_device(torch.from_numpy(self._numbers()), self._device)
+
+    @cached_property
+    def rows(self) -> RowParameters:
+        """The parameters of every row, greedy ones too, as float32."""
+        params = [seq.params for seq in self.seqs]
+        temperature = [0.0 if p.greedy else max(p.temperature, _SMALLEST_FLOAT) for p in params]
+        with np.errstate(divide="ignore"):
+            log_min_p = np.log(np.array([p.min_p for p in params], dtype=np.float64)).astype(np.float32)
+        return RowParameters(
+            temperature=self._floats(temperature),
+            top_k=to_device(torch.tensor([_top_k(p, self._vocab_size) for p in params]).int(), self._device),
+            top_p=self._floats([max(p.top_p, _SMALLEST_FLOAT) for p in params]),
+            log_min_p=to_device(torch.from_numpy(log_min_p), self._device),
+        )
+
+    def row_uniforms(self) -> torch.Tensor:
+        """This step's random number of every row, float32 [S], below 1 when rounded; 0 for greedy ones."""
+        numbers = np.zeros(len(self.seqs), dtype=np.float32)
+        numbers[self._drawn_indices] = np.minimum(self._numbers(), _LARGEST_BELOW_ONE)
         return to_device(torch.from_numpy(numbers), self._device)
+
+    def _numbers(self) -> NDArray[np.float64]:
+        return uniforms(self._key, self._choices, [seq.num_output_tokens for seq in self._drawn])
+
+    def _floats(self, values: list[float]) -> torch.Tensor:
+        return to_device(torch.tensor(values, dtype=torch.float32), self._device)
 
     def _entries(self, found: Iterable[tuple[int, Iterable[int]]]) -> _Entries:
         pairs = [(row, token_id) for row, ids in found for token_id in ids]
@@ -87,6 +127,10 @@ class SamplingBatch:
 
     def _ints(self, values: Iterable[int]) -> torch.Tensor:
         return to_device(torch.tensor(list(values), dtype=torch.int64), self._device)
+
+
+def _top_k(params: SamplingParams, vocab_size: int) -> int:
+    return params.top_k if 0 < params.top_k < vocab_size else 0
 
 
 def _truncates(params: SamplingParams, vocab_size: int) -> bool:
@@ -100,7 +144,7 @@ def _truncation(params: list[SamplingParams], vocab_size: int, device: torch.dev
     with np.errstate(divide="ignore"):  # 0 becomes -inf: no cut
         log_min_p = torch.from_numpy(np.log(min_p).astype(np.float32))
     return Truncation(
-        temperature=to_device(temperature.clamp(min=_SMALLEST_TEMPERATURE), device),
+        temperature=to_device(temperature.clamp(min=_SMALLEST_FLOAT), device),
         top_k=to_device(torch.tensor(top_k, dtype=torch.int64), device),
         top_p=to_device(torch.tensor([p.top_p for p in params], dtype=torch.float64), device),
         log_min_p=to_device(log_min_p, device),

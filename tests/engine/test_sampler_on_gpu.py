@@ -1,9 +1,6 @@
-"""What the sampler launches on a GPU: the tokens are the CPU's, and nothing on the way asks for a result.
+"""What the sampler launches on a GPU: the tokens are the CPU's, and nothing on the way asks for a result."""
 
-The operations are torch's, which a simulated device runs on the CPU.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +22,18 @@ from tests.engine.test_sampler import EOS, batches, make_sequence
 LOOKS = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
 
 
-def gpu() -> Kernels:
+def gpu() -> CudaKernels:
     return CudaKernels(SimulatedLauncher())
+
+
+def gpu_without_kernel() -> CudaKernels:
+    """Torch's operations choose the tokens."""
+    kernels = gpu()
+    del kernels.sample
+    return kernels
+
+
+WAYS = [pytest.param(gpu, id="kernel"), pytest.param(gpu_without_kernel, id="torch")]
 
 
 class _NoLooking(TorchDispatchMode):
@@ -59,7 +66,7 @@ def sample(logits: torch.Tensor, seqs: list[Sequence], kernels: Kernels) -> list
 @given(batches())
 def test_its_tokens_are_the_cpu_s(batch: tuple[torch.Tensor, list[Sequence]]) -> None:
     logits, seqs = batch
-    assert sample(logits, seqs, gpu()) == sample(logits, seqs, CpuKernels())
+    assert sample(logits, seqs, gpu_without_kernel()) == sample(logits, seqs, CpuKernels())
 
 
 EVERY_KIND = [
@@ -72,10 +79,25 @@ EVERY_KIND = [
 ]
 
 
-def test_nothing_is_looked_at_before_the_samples_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_s_tokens_are_the_cpu_s_for_every_kind_of_row() -> None:
+    params = [
+        *EVERY_KIND,
+        SamplingParams(top_p=5e-324),
+        SamplingParams(temperature=5e-324),
+        SamplingParams(top_k=10**20),
+    ]
+    seqs = [make_sequence(kind, output=[4, 4, 9][:row], seed=row) for row, kind in enumerate(params)]
+    logits = torch.randn(len(seqs), 300, generator=torch.Generator().manual_seed(4)) * 3
+    assert sample(logits, seqs, gpu()) == sample(logits, seqs, CpuKernels())
+
+
+@pytest.mark.parametrize("kernels_of", WAYS)
+def test_nothing_is_looked_at_before_the_samples_are_read(
+    kernels_of: Callable[[], Kernels], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seqs = [make_sequence(params, output=[4, 4, 9][:row], seed=row) for row, params in enumerate(EVERY_KIND)]
     logits = torch.randn(len(seqs), 300, generator=torch.Generator().manual_seed(0))
-    sampler = Sampler(300, EOS, gpu())
+    sampler = Sampler(300, EOS, kernels_of())
     for num_seqs in (len(seqs), len(seqs), 2):  # a new batch, the same again, and a smaller one
         with no_looking(monkeypatch):
             samples = sampler.launch(logits[:num_seqs].clone(), seqs[:num_seqs])
@@ -99,13 +121,16 @@ def test_log_probabilities_are_the_cpu_s_with_equals_in_order_of_id() -> None:
         assert ours == theirs
 
 
+@pytest.mark.parametrize("kernels_of", WAYS)
 @pytest.mark.parametrize("params", EVERY_KIND[:3], ids=["greedy", "drawn", "cut"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_fault_is_found_when_the_samples_are_read(params: SamplingParams, bad: float) -> None:
+def test_a_fault_is_found_when_the_samples_are_read(
+    params: SamplingParams, bad: float, kernels_of: Callable[[], Kernels]
+) -> None:
     logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(2))
     logits[1, slice(None) if bad < 0 else 42] = bad
     seqs = [make_sequence(params, request_id=name) for name in ("good", "bad", "fine")]
-    samples = Sampler(300, EOS, gpu()).launch(logits, seqs)
+    samples = Sampler(300, EOS, kernels_of()).launch(logits, seqs)
     assert 0 <= int(samples.token_ids.min()) <= int(samples.token_ids.max()) < 300, "the next step would read outside"
     with pytest.raises(NonFiniteLogits, match=r"request bad$"):
         samples.read()
