@@ -78,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m numba_kernels.cuda.performance", description=__doc__)
     parser.add_argument("--builds", type=Path, required=True, metavar="FOLDER", help="keeps compiled kernels")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--model", choices=[shape.name for shape in SHAPES], help="only this one's")
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--bandwidth", type=float, default=Machine().bandwidth, help="bytes/s, as measured")
     parser.add_argument("--latency-s", type=float, default=Machine().latency_s)
@@ -97,6 +98,7 @@ def main() -> None:
     work += [prefill(shape, context) for shape in SHAPES for context in CONTEXTS if context > PREFILL_CHUNK]
     work += [copies(shape) for shape in SHAPES]
     predictions = [predict(w, models[w.kernel.name], machine) for w in work]
+    predictions = [p for p in predictions if options.model in (None, p.workload.model)]
     predictions.sort(key=lambda p: -p.gap_per_step_s)
     print("Predicted, not measured. The largest gap in a step comes first.\n")
     print("| " + " | ".join(_HEAD) + " |\n" + "| --- " * len(_HEAD) + "|")

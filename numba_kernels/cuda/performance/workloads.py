@@ -84,7 +84,7 @@ class Workload:
     num_units: int
     loop_bytes: float  # that a warp loads in the main loop for a unit; how many iterations that is, the code tells
     l2_bytes: int = 0  # that are loaded, again and again, from the second-level cache
-    from_l2: bool = False  # whether what it reads has just been written, and is in the second-level cache
+    from_l2: bool = False  # whether most of what it reads is in the second-level cache
 
 
 def fits(shape: ModelShape, batch: int, context: int, machine: Machine) -> bool:
@@ -125,6 +125,7 @@ def prefill(shape: ModelShape, context: int) -> Workload:
         units,
         keys * key_bytes / variant.work_shape.num_warps,
         l2_bytes=units * keys * key_bytes,
+        from_l2=True,  # a kv head's row tiles go through the same keys at about the same time
     )
 
 
