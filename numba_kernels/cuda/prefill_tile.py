@@ -6,12 +6,12 @@ puts into a lane's registers is what the second one expects there.
 
 Registers, of lane (g, j), g = lane / 4, j = lane % 4, in arrays of constant length: `s` [row_tiles, tile_tokens / 8, 4]
 and `acc` [row_tiles, head_dim / 8, 4] float32, each four being rows (g, g, g + 8, g + 8) and columns (2j, 2j + 1, 2j,
-2j + 1); `state` [2 (maximum, sum), 2 row_tiles] for rows g, g + 8, g + 16, ... The sum is of this lane's columns only,
-until the end. Scores are in base 2 once scaled.
+2j + 1); `state` [2 (reference, sum), 2 row_tiles] for rows g, g + 8, g + 16, ... The sum is of this lane's columns
+only, until the end. Scores are in base 2 once scaled.
 
 A row's bits depend on its own keys alone, not on where in a tile of rows it stands or which others are there: tiles of
 keys begin at multiples of `tile_tokens`, and one in which a row sees nothing multiplies what it has by exactly 1 and
-adds exactly 0, because `LOWEST`, where the maximum starts, is far above any `MASKED` score.
+adds exactly 0, because `LOWEST`, where the reference starts, is far above any `MASKED` score.
 """
 
 from typing import Any

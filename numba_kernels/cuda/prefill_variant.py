@@ -23,8 +23,22 @@ class PrefillShape:
 
 # 128 rows for every head_dim: a tile of keys and values costs 4 x head_dim bytes per token from the L2 cache and feeds
 # 2 x rows x head_dim products, so 64 rows would ask for 40 bytes per cycle and SM at mma.sync's pace on an H100, and
-# its L2 cache gives about 30. 32 rows per warp, where registers allow it, so that what ldmatrix brings feeds two
-# products: with 16, shared memory (128 bytes a cycle) is slower than the tensor cores.
+# its L2 cache gives about 30. 32 rows per warp, where registers allow it (not at head_dim 256), so that what ldmatrix
+# brings feeds two products. Q is read again for every tile.
+#
+# What 64 rows x 64 tokens cost an SM in cycles: counted in sm_90's machine code, of a tile that is neither masked nor
+# scaled. Tensor cores at 4 cycles for an HMMA (of mma.sync an H100 is said to get about 60 % of that), 4 for an LDSM,
+# copies at 128 bytes a cycle, 8 for a MUFU, 1 for an instruction of a warp, of which an SM has 4 at a time:
+#
+#     head_dim   issue   tensor cores   shared memory   MUFU   registers, warps on an SM
+#           64     339            256             405    256   168, 12
+#           96     383            384             576    256   249, 8
+#          128     450            512             811    256   253, 8
+#          256     866           1024            2816    256   245, 8
+#
+# So shared memory is what these shapes wait for, and head_dim 256 most. Tiles of 64 tokens would ask less of it (768 at
+# head_dim 128), but there ptxas spills registers. 48 tokens fit for head_dim 64 into 168 registers, so that 12 warps
+# overlap what none of them could alone. At head_dim 128 Q and two stages take 80 KB: two blocks fit on sm_80 as well.
 _SHAPES = {
     64: PrefillShape(4, 2, 48, 3),
     96: PrefillShape(4, 2, 64, 2),
