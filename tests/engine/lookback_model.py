@@ -2,8 +2,9 @@
 
 Rounding differs from one set of kernels to another, and a random model's two best logits are often closer than that.
 So one thing is planted among random weights: in layer 0 every head attends to the token 13 places back, in layer 1 to
-the one 11 back, by rotary embedding alone, and the head reads what arrives through both: the next token is the one 24
-back. Where no token repeats within 24, that wins clearly; one wrong, lost or stale block, and it does not.
+the one 11 back, by rotary embedding alone, and the head reads what arrives through both: the token 24 back comes next.
+Where no token repeats within 24, that wins clearly; one wrong, lost or stale block, and it does not. Every other head
+of layer 1 attends to the newest token itself, which the logits show.
 """
 
 import torch
@@ -14,9 +15,9 @@ from serve_paged.model.loader import LoadedModel, build_decoder
 from serve_paged.model.weights import weight_shapes
 
 VOCAB_SIZE, HIDDEN, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS = 96, 128, 64, 4, 2
-LAGS = (13, 11)
-LOOKBACK = sum(LAGS)
-_GAINS = (2.0, 6.0)  # how much of what a layer attends to is added to the residual stream
+FIRST_LAG = 13
+_LAGS = ((FIRST_LAG, FIRST_LAG), (11, 0))  # per layer, of the two heads of a group
+_GAINS = ((1.0, 1.0), (6.0, 1.0))  # how much of what such a head attends to is added to the residual stream
 _SHARPNESS = (10.0, 22.0)  # of its attention; the second layer's input is 2.2 times as large before its norm
 _NUM_FREQUENCIES = 5  # the highest: they tell neighbouring places apart
 _THETA = 10000.0
@@ -29,7 +30,7 @@ def lookback_config(*, window: int | None = None, qk_norm: bool = False) -> Mode
         vocab_size=VOCAB_SIZE,
         hidden_size=HIDDEN,
         intermediate_size=128,
-        num_layers=len(LAGS),
+        num_layers=len(_LAGS),
         num_heads=NUM_HEADS,
         num_kv_heads=NUM_KV_HEADS,
         head_dim=HEAD_DIM,
@@ -40,7 +41,7 @@ def lookback_config(*, window: int | None = None, qk_norm: bool = False) -> Mode
         o_bias=False,
         mlp_bias=False,
         qk_norm=qk_norm,
-        sliding_windows=(window,) * len(LAGS),
+        sliding_windows=(window,) * len(_LAGS),
         rope_parameters={"rope_type": "default", "rope_theta": _THETA},
         eos_token_ids=(VOCAB_SIZE - 1,),
     )
@@ -76,28 +77,27 @@ class _Weights:
         signs[:, 0] = 1.0  # what queries and keys are made of; nothing is ever added to it
         self._tensors["model.embed_tokens.weight"] = signs
         self._tensors["lm_head.weight"] += signs * 0.1
-        for layer, (lag, gain, sharpness) in enumerate(zip(LAGS, _GAINS, _SHARPNESS, strict=True)):
-            self._plant(f"model.layers.{layer}", lag, gain, sharpness)
+        for layer, planted in enumerate(zip(_LAGS, _GAINS, _SHARPNESS, strict=True)):
+            self._plant(f"model.layers.{layer}", *planted)
 
     def read(self, *names: str) -> torch.Tensor:
         """The named weights, joined along the first dimension, on the device."""
         return torch.cat([self._tensors[name] for name in names]).to(self._exact_in).to(self._device, self._dtype)
 
-    def _plant(self, layer: str, lag: int, gain: float, sharpness: float) -> None:
+    def _plant(self, layer: str, lags: tuple[int, ...], gains: tuple[float, ...], sharpness: float) -> None:
         attention = f"{layer}.self_attn"
-        angles = lag * _THETA ** (torch.arange(_NUM_FREQUENCIES) * -2 / HEAD_DIM)
-        query, key = torch.zeros(HEAD_DIM), torch.zeros(HEAD_DIM)
+        frequencies = _THETA ** (torch.arange(_NUM_FREQUENCIES) * -2 / HEAD_DIM)
+        key, queries = torch.zeros(HEAD_DIM), torch.zeros(len(lags), 2, HEAD_DIM // 2)
         key[:_NUM_FREQUENCIES] = sharpness
-        query[:_NUM_FREQUENCIES] = sharpness * angles.cos()
-        query[HEAD_DIM // 2 : HEAD_DIM // 2 + _NUM_FREQUENCIES] = -sharpness * angles.sin()
-        self._tensors[f"{attention}.q_proj.weight"][:, 0] = query.repeat(NUM_HEADS)
+        for query, lag in zip(queries, lags, strict=True):
+            query[0, :_NUM_FREQUENCIES] = sharpness * (lag * frequencies).cos()
+            query[1, :_NUM_FREQUENCIES] = -sharpness * (lag * frequencies).sin()
+        self._tensors[f"{attention}.q_proj.weight"][:, 0] = queries.flatten().repeat(NUM_KV_HEADS)
         self._tensors[f"{attention}.k_proj.weight"][:, 0] = key.repeat(NUM_KV_HEADS)
         self._tensors[f"{attention}.v_proj.weight"] += torch.eye(HIDDEN)
-        # The heads of a group see the same values, and each gives half.
-        group_size = NUM_HEADS // NUM_KV_HEADS
-        copy = torch.eye(HIDDEN).view(HIDDEN, NUM_KV_HEADS, 1, HEAD_DIM).repeat(1, 1, group_size, 1)
+        copy = torch.eye(HIDDEN).view(HIDDEN, NUM_KV_HEADS, 1, HEAD_DIM) * torch.tensor(gains).view(1, 1, -1, 1)
         output = self._tensors[f"{attention}.o_proj.weight"]
-        output += copy.reshape(HIDDEN, -1) * (gain / group_size)
+        output += copy.reshape(HIDDEN, -1)
         output[0] = 0.0
         self._tensors[f"{layer}.mlp.down_proj.weight"][0] = 0.0
         if f"{attention}.q_norm.weight" in self._tensors:  # then lengths are the norms'

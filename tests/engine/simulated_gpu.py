@@ -3,12 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from numba_kernels import CpuKernels
 from numba_kernels.cuda.kernels import CudaKernels
-from numba_kernels.cuda.metadata import CudaMetadata
-from numba_kernels.reference import paged_attention as reference_attention
 from serve_paged.config import EngineConfig
 from serve_paged.engine.build import assemble_engine
 from serve_paged.engine.engine import Engine
@@ -16,24 +13,6 @@ from serve_paged.engine.graphs import Graphs
 from serve_paged.engine.kv_cache import GIB, BlockShape
 from serve_paged.model.config import ModelConfig
 from tests.engine.lookback_model import lookback_model
-
-
-class SimulatedKernels(CudaKernels):
-    """Stands in for what is not connected yet."""
-
-    def __init__(self, launcher: Any) -> None:
-        super().__init__(launcher)
-        attend = self.paged_attention
-
-        def paged_attention(q: Tensor, kv_cache: Tensor, layer: int, metadata: Any, **kw: Any) -> Tensor:
-            assert isinstance(metadata, CudaMetadata)
-            if metadata.prefill is None:
-                return attend(q, kv_cache, layer, metadata, **kw)
-            launcher.synchronize()
-            assert metadata.host is not None
-            return reference_attention(q, kv_cache, layer, metadata.host, **kw)
-
-        self.paged_attention = paged_attention  # type: ignore[method-assign,assignment]
 
 
 def simulated_engine(
@@ -44,7 +23,7 @@ def simulated_engine(
     from serve_paged.engine.simulated_graphs import CapturableLauncher, SimulatedGraphs
 
     launcher = CapturableLauncher()
-    model = lookback_model(config, dtype, kernels=SimulatedKernels(launcher))
+    model = lookback_model(config, dtype, kernels=CudaKernels(launcher))
     graphs = graphs or SimulatedGraphs(launcher)
     return assemble_engine(sized(config, dtype, **settings), model, dtype, graphs=graphs, run_ahead=True)
 
