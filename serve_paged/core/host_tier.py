@@ -24,6 +24,10 @@ class HostTier:
         """Whether at least the head of a chain is stored or can be."""
         return hashes[0] in self._slot_of or bool(self._unused) or self._evictable() is not None
 
+    def slot_of(self, block_hash: bytes) -> int:
+        """Where a stored block lies. Nothing is pinned: it holds until the next step is planned."""
+        return self._slot_of[block_hash]
+
     def read(self, block_hash: bytes) -> int:
         """The slot of a stored block, which stays as it is until the step ends."""
         self._touch(block_hash)

@@ -23,11 +23,12 @@ from serve_paged.core.block_hash import root_hash
 from serve_paged.core.errors import InvalidRequest
 from serve_paged.core.kv_events import BlockEventRecorder
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
-from serve_paged.core.preemption import PreemptionCosts
+from serve_paged.core.preemption import PreemptionCosts, PreemptionKind
 from serve_paged.core.request_limits import check_request, check_vocabulary
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.scheduler import Scheduler
 from serve_paged.core.sequence import FinishReason, Sequence
+from serve_paged.engine.block_transfer import BlockBundle, export_blocks, import_blocks
 from serve_paged.engine.choice import Choice
 from serve_paged.engine.device import to_device
 from serve_paged.engine.in_flight import ForwardTime, InFlight, Launched, PromptLogprobs
@@ -50,6 +51,9 @@ class Request:
     priority: int = 0  # lower is served first
     cache_salt: str = ""  # requests share prefix blocks only with the same salt
     output_token_ids: Mapping[int, list[int]] = field(default_factory=dict)  # resume: choice -> its output so far
+    # The chain of full blocks, where the caller has hashed them already; it counts only if its root is this engine's.
+    cache_root: bytes = b""
+    block_hashes: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)
@@ -142,6 +146,24 @@ class Engine:
         """Seconds to prefill one token, as measured."""
         return self._costs.token_s
 
+    def export_request(self, request_id: str) -> BlockBundle | None:
+        """The computed blocks of a running request's first choice, so that another engine can go on with it.
+
+        None where computing them again is cheaper, as measured here, or nothing is computed.
+        """
+        seq = next((seq for seq in self._choices if seq.request_id == request_id), None)
+        if seq is None:
+            return None
+        hashes = seq.block_hashes[: seq.num_computed_tokens // self.block_size]
+        num_moves = 2 * len(hashes)  # out here, in there
+        if self._costs.cheaper(len(hashes) * self.block_size, num_moves) is not PreemptionKind.SWAP:
+            return None
+        return export_blocks(self.scheduler.pool, self._kv_cache, hashes)
+
+    def import_blocks(self, bundle: BlockBundle) -> int:
+        """Take in another engine's blocks; how many. Raises `IncompatibleBlocks`."""
+        return import_blocks(self.scheduler.pool, self._kv_cache, bundle)
+
     def stats(self) -> EngineStats:
         """A snapshot of the state and the counters."""
         pool, counts, scheduled = self.scheduler.pool, self._counters, self.scheduler.stats
@@ -188,6 +210,9 @@ class Engine:
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
 
+        root = root_hash(model.fingerprint, model.kv_dtype, self.block_size, cache_salt=request.cache_salt)
+        hashed = request.block_hashes if request.cache_root == root else ()
+
         def sequence(choice: int, output_token_ids: list[int]) -> Sequence:
             return Sequence(
                 request_id=request.request_id,
@@ -198,7 +223,8 @@ class Engine:
                 max_num_tokens=limit,
                 choice=choice,
                 priority=request.priority,
-                cache_root=root_hash(model.fingerprint, model.kv_dtype, self.block_size, cache_salt=request.cache_salt),
+                cache_root=root,
+                block_hashes=list(hashed),
                 output_token_ids=output_token_ids,
             )
 

@@ -4,7 +4,9 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from numba_kernels import Kernels
@@ -59,6 +61,33 @@ class KVCache:
         self.blocks = torch.zeros((num_blocks, *row), dtype=dtype, device=kernels.device)
         self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype, pin_memory=on_gpu)
         self._swaps: deque[tuple[int, Stopwatch]] = deque()  # blocks moved, and how long it takes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return self.blocks[0].numel() * self.blocks.element_size()
+
+    @property
+    def format(self) -> str:
+        """What the bytes of a block mean: blocks of equal format can be exchanged."""
+        shape = "x".join(map(str, self.blocks.shape[1:]))
+        return f"{self.layout} {str(self.blocks.dtype).removeprefix('torch.')} {shape}"
+
+    def read_device(self, block: int) -> Tensor:
+        """A copy on the CPU of one block's bytes, uint8 [block_bytes]; good after `synchronize`."""
+        return self.blocks[block].reshape(-1).view(torch.uint8).to("cpu", copy=True)
+
+    def read_host(self, slot: int) -> Tensor:
+        """The same of a block in the host tier."""
+        return self.host_blocks[slot].reshape(-1).view(torch.uint8).clone()
+
+    def write_host(self, slot: int, row: NDArray[np.uint8]) -> None:
+        """Set a block of the host tier, which nothing on its way to the device may be reading."""
+        self.host_blocks[slot].view(-1).view(torch.uint8).copy_(torch.from_numpy(row.copy()))
+
+    def synchronize(self) -> None:
+        """Wait for every copy that was asked for."""
+        self._kernels.synchronize()
 
     def move_blocks(self, output: SchedulerOutput) -> SwapTime:
         """Swap out, swap in, then copy on write: the order that the scheduler counts on (core/schedule_output.py).

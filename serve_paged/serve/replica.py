@@ -58,6 +58,8 @@ class EngineReplica:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
                 output_token_ids=request.output_token_ids,
+                cache_root=request.cache_root,
+                block_hashes=request.block_hashes,
             )
         )
         self._num_streams += 1
