@@ -11,11 +11,11 @@ from serve_paged.core.errors import EngineDead
 from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.core.sequence import FinishReason
 from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.handover import Handover, ReplicaDeparted
 from serve_paged.serve.routing_desk import RoutingDesk
 
-
-class ReplicaDeparted(EngineDead):
-    """The replica takes no more requests and will stop soon: what is left of the request has to move."""
+# A replica that knows it is leaving hands its requests over; one that does not is left without its help, later.
+HANDOVER_S = 4.0
 
 
 class EngineClient:
@@ -31,13 +31,17 @@ class EngineClient:
         """Chunks of the request's choices. Closing or cancelling this aborts the request in the engine.
 
         Raises what the replica raises, `EngineDead` when a choice ended because the engine failed, and
-        `ReplicaDeparted` when the replica drains and the request has not ended within `drain_grace_s`.
+        `ReplicaDeparted` when the replica drains and the request has not ended within `drain_grace_s`: its `release`
+        must be called then.
         """
         response = self._streaming.generate.remote(request)
-        departure = _Departure(response.cancel, self._drain_grace_s)
-        complete, first, num_output_tokens = False, True, 0
+        departure = _Departure(response.cancel, self._drain_grace_s + HANDOVER_S)
+        complete, first, is_held, num_output_tokens = False, True, False, 0
         try:
             async for chunk in response:
+                if isinstance(chunk, Handover):
+                    is_held = True
+                    raise ReplicaDeparted(chunk.blocks, response.cancel)
                 if any(delta.finish_reason in (FinishReason.ERROR, FinishReason.ABORT) for delta in chunk):
                     raise EngineDead("the engine ended the request")
                 if first:
@@ -50,14 +54,14 @@ class EngineClient:
         except RequestCancelledError:
             if not departure.is_due:
                 raise
-            raise ReplicaDeparted("the replica takes no more requests") from None
+            raise ReplicaDeparted from None
         except RayActorError:
             self._desk.lost(request.request_id)
             raise
         finally:
             departure.close()
             self._desk.ended(request.request_id, num_output_tokens // request.num_choices if complete else None)
-            if not complete:  # leaving the loop alone would let the engine run to the end
+            if not (complete or is_held):  # leaving the loop alone would let the engine run to the end
                 response.cancel()
 
     async def stats(self) -> EngineStats:

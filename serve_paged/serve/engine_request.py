@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serve_paged.core.sampling_params import SamplingParams
 
@@ -19,6 +20,7 @@ class EngineRequest:
     session_id: str | None = None  # of a conversation: where costs are equal, its requests go to one replica
     cache_root: bytes = b""  # start of the hash chain below; the replica uses the chain only if it has the same root
     block_hashes: tuple[bytes, ...] = ()  # of the full blocks of prompt and output (core/block_hash.py)
+    blocks: Any = None  # reference to a `BlockBundle` that another replica has handed over
     output_token_ids: Mapping[int, list[int]] = field(default_factory=dict)  # to resume: choice -> its output so far
 
     @property

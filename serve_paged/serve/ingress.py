@@ -13,6 +13,7 @@ from serve_paged.core.replica_report import ReplicaReport
 from serve_paged.serve.desks import desk_of
 from serve_paged.serve.engine_client import EngineClient
 from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.handover import ReportAnswer
 from serve_paged.serve.protocol import ChatRequest, GenerateRequest, parse_arguments
 from serve_paged.serve.results import Result, collect
 from serve_paged.serve.resume import ResumePolicy
@@ -32,6 +33,7 @@ class Ingress:
         app_name = serve.get_replica_context().app_name
         self._desk = desk_of(app_name)
         self._explains = config.explain_routing
+        self._drain_grace_s = config.drain_grace_s
         client = EngineClient(replicas, self._desk, drain_grace_s=config.drain_grace_s)
         policy = ResumePolicy(max_resumes=config.max_resumes, recovery_s=config.recovery_s)
         self._service = TextService(client, card, policy)
@@ -55,9 +57,11 @@ class Ingress:
         request = parse_arguments(ChatRequest, {"messages": messages, **fields})
         return await self._run(await self._service.chat_request(request.messages, request), stream=stream)
 
-    async def report(self, report: ReplicaReport) -> bool:
-        """Called by every replica, a few times a second. True: it should send a snapshot of its prefix cache."""
-        return self._desk.report(report)
+    async def report(self, report: ReplicaReport) -> ReportAnswer:
+        """Called by every replica, a few times a second."""
+        wants_snapshot = self._desk.report(report)
+        is_leaving = self._desk.has_left(report.replica_id)
+        return ReportAnswer(wants_snapshot, self._drain_grace_s if is_leaving else None)
 
     async def _run(self, request: EngineRequest, *, stream: bool) -> Deltas | Result:
         chunks = self._service.stream(request)

@@ -6,8 +6,9 @@ import time
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from serve_paged.config import EngineConfig, prepare_environment
@@ -15,11 +16,13 @@ from serve_paged.core.outputs import ChoiceDelta, EngineStats
 from serve_paged.core.replica_report import ReplicaReport, ReportComposer
 from serve_paged.serve.chunks import ChunkPolicy, chunked
 from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.handover import KEEP_S, Handover, Leave, ReportAnswer, fetch
 from serve_paged.serve.model_card import ModelCard
 from serve_paged.serve.reporter import ReportPolicy, keep_reporting
 from serve_paged.serve.watchdog import watch
 
 if TYPE_CHECKING:
+    from serve_paged.engine.block_transfer import BlockBundle
     from serve_paged.engine.text import TextModel
 
 
@@ -43,13 +46,17 @@ class EngineReplica:
         self._engine = AsyncEngine(engine, step_timeout_s=config.step_timeout_s)
         self._policy = ChunkPolicy()
         self._num_streams = 0
+        self._leave = Leave()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """Run a request and yield its chunks. Cancelling the call aborts it within one step of the engine.
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta] | Handover, None]:
+        """Run a request and yield its chunks; a `Handover` as the last one where this replica has to leave.
 
+        Cancelling the call aborts the request within one step of the engine.
         Raises `InvalidRequest` before the first chunk, `EngineDead` when the engine fails.
         """
+        if request.blocks is not None:
+            await fetch(request.blocks, self._import)
         steps = self._engine.generate(
             self._request_type(
                 request.request_id,
@@ -67,8 +74,23 @@ class EngineReplica:
             async with aclosing(chunked(steps, self._policy, self._count_streams, time.monotonic)) as chunks:
                 async for chunk in chunks:
                     yield chunk
+                    if self._leave.is_due:
+                        break
+                else:
+                    return
+                blocks = await self._export(request.request_id)
+            yield Handover(blocks)
+            await asyncio.sleep(KEEP_S)  # until it is cancelled: the blocks live as long as this process
         finally:
             self._num_streams -= 1
+
+    async def _export(self, request_id: str) -> Any:
+        """A reference to the blocks of a running request, where moving them is cheaper than computing them again."""
+        bundle = await self._engine.call(lambda engine: engine.export_request(request_id))
+        return None if bundle is None else ray.put(bundle)
+
+    async def _import(self, bundle: "BlockBundle") -> int:
+        return await self._engine.call(lambda engine: engine.import_blocks(bundle))
 
     async def describe(self) -> ModelCard:
         """What an ingress must know about the model."""
@@ -91,9 +113,13 @@ class EngineReplica:
         ingress = serve.get_deployment_handle(INGRESS, context.app_name)
         composer = ReportComposer(context.replica_id.unique_id)
 
-        async def send(report: ReplicaReport) -> list[bool]:
-            answers = ingress.broadcast("report", report)
-            return await answers.results_async(timeout_s=REPORT_TIMEOUT_S)
+        async def send(report: ReplicaReport) -> bool:
+            sent = ingress.broadcast("report", report)
+            answers: list[ReportAnswer] = await sent.results_async(timeout_s=REPORT_TIMEOUT_S)
+            for answer in answers:
+                if answer.leave_after_s is not None:
+                    self._leave.ask(answer.leave_after_s)
+            return any(answer.wants_snapshot for answer in answers)
 
         async def compose(with_snapshot: bool) -> ReplicaReport:
             return await self._engine.call(

@@ -11,7 +11,7 @@ from serve_paged.core.replica_report import ReplicaReport
 logger = logging.getLogger("ray.serve")
 
 Compose = Callable[[bool], Awaitable[ReplicaReport]]  # with a snapshot?
-Send = Callable[[ReplicaReport], Awaitable[list[bool]]]  # to every ingress; who of them wants a snapshot
+Send = Callable[[ReplicaReport], Awaitable[bool]]  # to every ingress; whether one of them wants a snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ async def keep_reporting(compose: Compose, send: Send, policy: ReportPolicy) -> 
         except EngineDead:  # the health check sees to the rest
             return
         try:
-            with_snapshot = any(await send(report))
+            with_snapshot = await send(report)
         except Exception as error:  # noqa: BLE001  (whatever Ray raises while ingresses come and go)
             logger.warning("a report did not reach every ingress: %r", error)
         await asyncio.sleep(policy.busy_s if report.load.num_seqs else policy.idle_s)

@@ -3,14 +3,15 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, replace
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from serve_paged.core.errors import EngineDead
 from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.handover import ReplicaDeparted
 from serve_paged.serve.token_log import TokenLog
 
 logger = logging.getLogger("ray.serve")  # so that it lands in the replica's own log file
@@ -47,24 +48,30 @@ async def resumed(request: EngineRequest, attempt: Callable[[EngineRequest], Chu
     log = TokenLog(request)
     num_resumes = num_in_a_row = 0
     current = request
-    while True:
-        try:
-            async with aclosing(
-                _with_first_in_time(attempt(current), policy.recovery_s if num_resumes else None)
-            ) as chunks:
-                async for chunk in chunks:
-                    num_in_a_row = 0
-                    yield [log.take(delta) for delta in chunk]
-            return
-        except Exception as error:
-            if log.is_complete:  # lost behind the last token: there is nothing left to resume
+    with ExitStack() as departed:  # replicas that wait until somebody has their blocks
+        while True:
+            try:
+                async with aclosing(
+                    _with_first_in_time(attempt(current), policy.recovery_s if num_resumes else None)
+                ) as chunks:
+                    async for chunk in chunks:
+                        num_in_a_row = 0
+                        departed.close()
+                        yield [log.take(delta) for delta in chunk]
                 return
-            if not is_loss(error) or num_resumes == policy.max_resumes:
-                raise
-            num_resumes, num_in_a_row = num_resumes + 1, num_in_a_row + 1
-            logger.warning("request %s: lost its replica, resume %d: %r", request.request_id, num_resumes, error)
-        await asyncio.sleep(policy.wait_s(num_in_a_row))
-        current = log.remainder(num_resumes)
+            except Exception as error:
+                blocks = None
+                if isinstance(error, ReplicaDeparted):
+                    blocks = error.blocks
+                    departed.callback(error.release)
+                if log.is_complete:  # lost behind the last token: there is nothing left to resume
+                    return
+                if not is_loss(error) or num_resumes == policy.max_resumes:
+                    raise
+                num_resumes, num_in_a_row = num_resumes + 1, num_in_a_row + 1
+                logger.warning("request %s: lost its replica, resume %d: %r", request.request_id, num_resumes, error)
+            await asyncio.sleep(policy.wait_s(num_in_a_row))
+            current = replace(log.remainder(num_resumes), blocks=blocks)
 
 
 async def _with_first_in_time(chunks: Chunks, timeout_s: float | None) -> Chunks:

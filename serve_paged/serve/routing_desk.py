@@ -40,6 +40,7 @@ class RoutingDesk:
         self._clock = clock
         self._lock = threading.RLock()
         self._reachable: set[str] = set()  # replicas that Ray routes to
+        self._departed: set[str] = set()  # those that it no longer routes to
         self._dead: set[str] = set()
         self._placements: dict[str, _Placement] = {}
         self._held_since: dict[str, float] = {}  # requests for which every replica was too full
@@ -60,6 +61,7 @@ class RoutingDesk:
         with self._lock:
             reachable = set(replica_ids)
             departed = self._reachable - reachable
+            self._departed = (self._departed | departed) - reachable
             self._reachable = reachable
             self._dead &= reachable
             for replica_id in departed:
@@ -110,6 +112,11 @@ class RoutingDesk:
             if report.events is not None:
                 self._table.blocks.apply(replica_id, report.events)
             return not self._table.blocks.announce(replica_id, report.events_seq_no)
+
+    def has_left(self, replica_id: str) -> bool:
+        """Whether Ray routed to this replica once and no longer does: it is being stopped."""
+        with self._lock:
+            return replica_id in self._departed
 
     # What streams tell.
 

@@ -12,6 +12,7 @@ from serve_paged.core.outputs import ChoiceDelta
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import FinishReason
 from serve_paged.serve.engine_request import EngineRequest
+from serve_paged.serve.handover import ReplicaDeparted
 from serve_paged.serve.resume import ResumePolicy, resumed
 
 REQUEST = EngineRequest("r", [1, 2], SamplingParams(n=2, seed=7))
@@ -159,3 +160,45 @@ def test_a_reader_that_leaves_ends_the_attempt_and_starts_none() -> None:
 def test_losses_in_a_row_wait_longer_each_time() -> None:
     policy = ResumePolicy(max_resumes=3, recovery_s=60.0, backoff_s=0.1)
     assert [policy.wait_s(n) for n in (1, 2, 3, 4)] == pytest.approx([0.0, 0.1, 0.4, 1.6])
+
+
+def test_a_leaving_replica_waits_until_its_blocks_are_elsewhere() -> None:
+    order: list[str] = []
+    departed = ReplicaDeparted("the blocks", lambda: order.append("released"))
+
+    class Receiver(Replicas):
+        async def attempt(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
+            async for chunk in super().attempt(request):
+                order.append("token")
+                yield chunk
+
+    replicas = Receiver([[[token(0, 1)], departed], [[token(0, 2)], [token(0, 3, FinishReason.STOP)]]])
+    read(replicas, replace(REQUEST, params=SamplingParams()))
+    assert [request.blocks for request in replicas.requests] == [None, "the blocks"]
+    assert order == ["token", "token", "released", "token"]
+
+
+def test_a_leaving_replica_is_let_go_when_the_reader_has_gone() -> None:
+    released: list[bool] = []
+
+    class Receiver(Replicas):
+        async def attempt(self, request: EngineRequest) -> AsyncGenerator[list[ChoiceDelta], None]:
+            if self.requests:
+                second.set()
+            async for chunk in super().attempt(request):
+                yield chunk
+
+    replicas = Receiver([[[token(0, 1)], ReplicaDeparted("blocks", lambda: released.append(True))], []])
+    second = asyncio.Event()
+
+    async def leave() -> None:
+        stream = resumed(REQUEST, replicas.attempt, POLICY)
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        await second.wait()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert released == [True]
