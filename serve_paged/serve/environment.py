@@ -13,6 +13,7 @@ from pathlib import Path
 
 SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # gRPC between deployments, user code on the replica's own event loop
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # else a warning shows only after 999 others, or never
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # only HAProxy would use it; it opens ports and slows down shutdown
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),  # a tokenizer or prompt_logprobs exceed 4 MiB
     "RAY_AUTH_MODE": "token",  # Ray's ports are open to the network: calls need the token in ~/.ray/auth_token

@@ -196,6 +196,9 @@ def test_no_stream_notices_that_both_were_killed_in_a_row(fleet: Fleet, model: s
 def test_no_stream_notices_that_a_replica_is_drained(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
     check("scaled down", fleet, model, undisturbed, lambda f: f.deploy(num_replicas=1), [NUM_STREAMS])
     fleet.wait(1)
+    left = ray.serve.get_deployment_handle("EngineReplica", "serve_paged").stats.remote().result()
+    assert left.num_preemptions == 0
+    assert left.num_swapped_in_blocks > 0, "no block of the other replica was used"
     fleet.deploy(num_replicas=2)
 
 
