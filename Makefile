@@ -53,7 +53,7 @@ test: install-cuda lint
 test-slow: install-cuda
 	@$(BIN)/python -m pytest -m "slow and not gpu"
 
-# The kernels for a GPU elsewhere, into numba_kernels/cuda/images: PTX, and machine code for these architectures.
+# The kernels for a GPU elsewhere, into build/cuda-kernels: PTX, and machine code for these architectures.
 GPU_ARCHITECTURES ?= sm_90
 gpu-kernels: install-cuda
 	@$(BIN)/python -m tests.gpu.prebuild $(GPU_ARCHITECTURES)

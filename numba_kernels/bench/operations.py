@@ -15,6 +15,7 @@ from numba_kernels.layout import KVLayout
 
 MAX_BUFFERS = 64
 NUM_POSITIONS = 8192
+MAX_SAMPLED = 256  # rows: as many as sequences in a step
 # Largest error of an element, relative to the result's largest, against the same in float32 from the same inputs:
 # two roundings to bfloat16, of 2^-9 each.
 TOLERANCE = 2.0**-7
@@ -56,6 +57,8 @@ def operations(
         yield make.add_and_norm()
         yield make.silu_and_mul()
         yield make.rope_and_write()
+        if num_rows <= MAX_SAMPLED:
+            yield make.sample()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,28 @@ class _Maker:
             return max(_error(mine, exact) for mine, exact in zip(found, (*rotated, v), strict=True))
 
         return self._operation("rope_and_write_kv", num_elements, x, ours=ours, error=error, torch_step=theirs)
+
+    def sample(self) -> Operation:
+        """Half of the rows greedy, half drawn with a temperature alone; float32 logits, as the engine has them."""
+        num_rows, width, device = self.num_rows, self.model.vocab_size, self.kernels.device
+        x = self._random(2 * num_rows * width, num_rows, width).float() * 4
+        columns = {
+            "temperature": (torch.arange(num_rows, device=device) % 2).float(),
+            "top_k": torch.zeros(num_rows, dtype=torch.int32, device=device),
+            "top_p": torch.ones(num_rows, device=device),
+            "log_min_p": torch.full((num_rows,), -torch.inf, device=device),
+            "uniform": torch.rand(num_rows, device=device) * 0.999,
+        }
+
+        def theirs(i: int) -> Tensor:
+            return torch.multinomial(torch.softmax(x[i], dim=-1), 1)
+
+        def error() -> float:
+            greedy = self.kernels.sample(x[0], **columns).token_ids[::2]
+            return float((greedy != x[0][::2].argmax(dim=-1)).sum())
+
+        return self._operation("sample", 2 * num_rows * width, x, ours=lambda i: self.kernels.sample(x[i], **columns),
+                               error=error, torch_step=theirs)  # fmt: skip
 
     def _operation(
         self,

@@ -6,15 +6,18 @@ random. Each check raises AssertionError.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from numba_kernels import KVLayout, reference_ops
 from numba_kernels.cuda.kernels import CudaKernels
 from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, NUM_LAYERS, Step, random_step
+from tests.kernels_cuda.sampling_rows import Rows
 
 # Relative to the exact result, in the Euclidean norm: the rounding of weights and results to 16 bits.
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+MAX_VOCAB_WITH_TOP_P = 1100  # what the exact nucleus is computed for: it takes the square of that
 ROW_FACTOR = 4  # how much worse a single row may be than all rows together
 
 
@@ -130,6 +133,35 @@ def check_rope_and_write_kv(
     assert torch.equal(found[block, LAYER, 1, :, offset], stored_v[used])
     found[block, LAYER, :, :, offset] = float("nan")
     assert found.isnan().all(), "the cache was written where it must not be"
+
+
+def check_sample(kernels: CudaKernels, num_rows: int, vocab_size: int, dtype: torch.dtype) -> None:
+    """Greedy and drawn rows in one step: every token is one that float64 allows; a row of NaN is reported."""
+    logits = (random(kernels, torch.float32, num_rows, vocab_size) * 4).to(dtype)
+    logits[0, vocab_size // 2] = float("nan")
+    few = vocab_size <= MAX_VOCAB_WITH_TOP_P
+    columns = {
+        "temperature": [(0.0, 0.7, 1.3)[i % 3] for i in range(num_rows)],
+        "top_k": [(0, 40, 3, 0)[i % 4] for i in range(num_rows)],
+        "top_p": [(1.0, 0.9)[i % 5 == 4 and few] for i in range(num_rows)],
+        "min_p": [(0.0, 0.05)[i % 7 == 6] for i in range(num_rows)],
+        "uniform": [i / num_rows for i in range(num_rows)],
+    }
+    rows = Rows(logits.cpu(), **columns)
+    dtypes = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "uniform": np.float32}
+    given = {name: torch.from_numpy(rows.column(name, kind)).to(kernels.device) for name, kind in dtypes.items()}
+    found = kernels.sample(logits, **given, log_min_p=torch.from_numpy(rows.log_min_p).to(kernels.device))
+    kernels.synchronize()
+    assert found.is_finite.tolist() == [0, *[1] * (num_rows - 1)]
+    best = logits.float().max(dim=-1).values
+    assert torch.equal(found.largest[1:], best[1:])
+    tokens = found.token_ids.tolist()
+    for row in range(1, num_rows):
+        if columns["temperature"][row]:
+            possible = rows.exact_row(row)
+        else:
+            possible = (logits[row].float() == best[row]).nonzero()[:1, 0].tolist()
+        assert tokens[row] in possible, f"row {row}: {tokens[row]}, not one of {possible}"
 
 
 def check_copy_blocks(kernels: CudaKernels, num_blocks: int, row: tuple[int, ...]) -> None:

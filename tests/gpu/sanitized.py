@@ -26,6 +26,7 @@ def run(kernels: CudaKernels) -> None:
         checks.check_rms_norm(kernels, 5, 576, dtype)
         checks.check_silu_and_mul(kernels, 5, 1536, dtype)
         checks.check_rope_and_write_kv(kernels, 20, 4, 2, 64, dtype)
+        checks.check_sample(kernels, 7, 1000, dtype)
     checks.check_copy_blocks(kernels, 9, (3, 2, 2, 16, 64))
     checks.check_swap(kernels, 9, (3, 2, 2, 16, 64))
 

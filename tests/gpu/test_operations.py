@@ -82,6 +82,12 @@ def test_rope_and_write_kv(kernels: CudaKernels, heads: tuple[int, int, int], dt
     checks.check_rope_and_write_kv(kernels, 100, *heads, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("vocab_size", [8, 1000, 49152, 128256, 151936])
+def test_sampling(kernels: CudaKernels, vocab_size: int, dtype: torch.dtype) -> None:
+    checks.check_sample(kernels, 70, vocab_size, dtype)
+
+
 @pytest.mark.parametrize("row", [(32, 2, 8, 16, 128), (30, 2, 3, 16, 64), (1, 2, 1, 16, 64)], ids=str)
 def test_copies_and_swaps(kernels: CudaKernels, row: tuple[int, ...]) -> None:
     torch.manual_seed(0)

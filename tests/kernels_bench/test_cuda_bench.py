@@ -17,7 +17,7 @@ from numba_kernels.bench.timing import ClockTimer, Timing
 from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 
-TINY = ModelShape("tiny", 1, 128, 64, 4, 2, 64, 100)
+TINY = ModelShape("tiny", 1, 128, 64, 4, 2, 64, 104)
 CEILINGS = Ceilings(1e9, 1e9, 1e9)
 
 
@@ -77,12 +77,13 @@ def test_operations_between_the_products_are_checked_and_timed_beside_torch(benc
         bench.operation(operation) for operation in operations(bench.kernels, TINY, (3,), torch.bfloat16, 1, CEILINGS)
     ]
     assert [figure.operation for figure in figures] == [
-        "rms_norm", "rms_norm residual", "silu_and_mul", "rope_and_write_kv",
+        "rms_norm", "rms_norm residual", "silu_and_mul", "rope_and_write_kv", "sample",
     ]  # fmt: skip
     for figure in figures:
         assert figure.is_right, figure.operation
         assert isinstance(figure.rivals["torch"], Timing), figure.rivals
-    norm, _, silu, rope = figures
+    norm, _, silu, rope, sample = figures
+    assert sample.num_bytes == 3 * 104 * 4  # float32
     assert norm.num_bytes == 2 * 3 * 128 * 2
     assert silu.num_bytes == 3 * 3 * 64 * 2
     assert rope.num_bytes == 3 * 64 * 2 * (2 * 4 + 4 * 2)  # q read and written; k and v read, and written elsewhere

@@ -8,10 +8,8 @@ import torch
 
 from numba_kernels.cuda.sample import make_sample
 from numba_kernels.cuda.sample_row import SampleVariant
-from numba_kernels.cuda.simulator import Simulator
 from numba_kernels.cuda.target import Index3
 from serve_paged.engine.truncation import Truncation, draw, draw_truncated
-from tests.kernels_cuda.decode_batches import address
 
 ELEMENTS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -62,10 +60,13 @@ class Rows:
             array.flags.writeable = False
         ids, largest = np.full(num_rows, -7, np.int64), np.full(num_rows, np.nan, np.float32)
         finite = np.full(num_rows, 7, np.int32)
+        # Here: a machine with a real GPU, where the rest is used too, may not have what the simulator needs.
+        from numba_kernels.cuda.simulator import Simulator
+
         arrays = [*inputs, ids, largest, finite]
         Simulator(arrays, seed).launch(
             lambda target: make(variant, target), Index3(num_rows), variant.num_threads,
-            *map(address, arrays), row_bytes, vocab_size,
+            *(int(array.ctypes.data) for array in arrays), row_bytes, vocab_size,
         )  # fmt: skip
         assert set(finite.tolist()) <= {0, 1}
         return Choice(ids.tolist(), torch.from_numpy(largest), [bool(x) for x in finite])
@@ -87,7 +88,7 @@ class Rows:
 
     def exact(self) -> list[list[int]]:
         """Of each row the tokens that may come out: by float64, within 2e-6 of the total around the uniform number."""
-        return [self._exact_row(row) for row in range(len(self.logits))]
+        return [self.exact_row(row) for row in range(len(self.logits))]
 
     def kept(self, row: int) -> Any:
         """Which tokens are left, by definition: sorts, and keeps equals together."""
@@ -105,7 +106,8 @@ class Rows:
             keep &= before < max(top_p, 1e-300) * mass
         return keep & (scaled >= np.float64(self.log_min_p[row]))
 
-    def _exact_row(self, row: int) -> list[int]:
+    def exact_row(self, row: int) -> list[int]:
+        """`exact` of one row."""
         logits = self.logits[row].double().numpy()
         weights = np.exp((logits - logits.max()) / np.float64(self.column("temperature", np.float32)[row]))
         weights[~self.kept(row)] = 0

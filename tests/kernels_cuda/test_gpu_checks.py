@@ -31,6 +31,14 @@ def test_operations_between_the_products(kernels: CudaKernels) -> None:
     checks.check_rope_and_write_kv(kernels, 5, 4, 2, 64, BF16)
 
 
+def test_sampling(kernels: CudaKernels) -> None:
+    checks.check_sample(kernels, 3, 64, torch.float32)
+
+
+def test_prefill_and_a_mixed_batch(kernels: CudaKernels) -> None:
+    checks.check_attention(kernels, AttentionCheck(((20, 20), (1, 18), (3, 37))))
+
+
 def test_copies(kernels: CudaKernels) -> None:
     checks.check_copy_blocks(kernels, 5, (2, 2, 1, 16, 64))
     checks.check_swap(kernels, 4, (2, 2, 8))
