@@ -27,12 +27,20 @@ class _LateCopy:
     storage: int  # the destination's
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Upload:
     """A copy to the device that may still be reading the host's memory."""
 
     host: "weakref.ref[Tensor]"  # memory that was let go of is no longer written
     sent: Tensor
+    is_done: bool = False
+
+    def finish(self) -> None:
+        """Raises LaunchFault if the source has changed meanwhile."""
+        host = self.host()
+        if not self.is_done and host is not None and not torch.equal(host, self.sent):
+            raise LaunchFault("the host has written memory that the device was still copying from")
+        self.is_done = True
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +55,7 @@ class SimulatedLauncher:
     properties: DeviceProperties = field(default_factory=lambda: DeviceProperties(2, (9, 0)))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _late: list[_LateCopy] = field(default_factory=list)
-    _uploads: list[_Upload] = field(default_factory=list)  # behind which there is no event yet
+    _uploads: list[_Upload] = field(default_factory=list)  # that nobody has waited for
 
     def launch(
         self, kernel: Kernel, grid: Index3, num_threads: int, args: Arguments, touching: tuple[Tensor, ...]
@@ -63,17 +71,22 @@ class SimulatedLauncher:
         Simulator(arrays, self.seed).launch(kernel.make, grid, num_threads, *values, dynamic_shared_bytes=shared)
 
     def upload(self, host: Tensor, memory: Tensor) -> None:
-        """Arrives at once, for torch's operations see no stream here; the next `event` looks after the host's side."""
+        """Arrives at once, for torch's operations see no stream here. But the host's memory must stay as it is until an
+        event after this has been waited for: LaunchFault, when that event comes or when it is sent again.
+        """
+        self._uploads = [upload for upload in self._uploads if not upload.is_done and upload.host() is not None]
+        for upload in self._uploads:
+            if upload.host() is host:
+                upload.finish()
         memory.copy_(host)
-        alive = [upload for upload in self._uploads if upload.host() is not None]
-        self._uploads = [*alive, _Upload(weakref.ref(host), host.clone())]
+        self._uploads.append(_Upload(weakref.ref(host), host.clone()))
 
     def download(self, memory: Tensor) -> "SimulatedDownload":
         """NaN until it is waited for."""
         return SimulatedDownload(memory.clone(), self.empty(tuple(memory.shape), memory.dtype))
 
     def event(self) -> "SimulatedEvent":
-        return SimulatedEvent(self._take_uploads)
+        return SimulatedEvent(lambda: list(self._uploads))
 
     def copy_rows(self, source: Tensor, destination: Tensor, pairs: list[tuple[int, int]]) -> None:
         """As in `Launcher`; which of the two is the host's makes no difference here."""
@@ -101,10 +114,8 @@ class SimulatedLauncher:
     def synchronize(self) -> None:
         """Let everything arrive."""
         self._arrive({copy.storage for copy in self._late})
-
-    def _take_uploads(self) -> list[_Upload]:
-        uploads, self._uploads = self._uploads, []
-        return uploads
+        for upload in self._uploads:
+            upload.finish()
 
     def _arrive(self, storages: set[int]) -> None:
         """Finish the copies into these storages, in their order."""
@@ -118,20 +129,18 @@ class SimulatedLauncher:
 class SimulatedEvent:
     """`Event`: the uploads before it are done when it is waited for, and not earlier."""
 
-    take_uploads: Callable[[], list[_Upload]]
+    under_way: Callable[[], list[_Upload]]
     uploads: list[_Upload] = field(default_factory=list)
 
     def record(self) -> None:
         """Behind the uploads so far."""
-        self.uploads = self.take_uploads()
+        self.uploads = self.under_way()
 
     def synchronize(self) -> None:
         """Raises LaunchFault if an upload's source is no longer what it was."""
-        uploads, self.uploads = self.uploads, []
-        for upload in uploads:
-            host = upload.host()
-            if host is not None and not torch.equal(host, upload.sent):
-                raise LaunchFault("the host has written memory that the device was still copying from")
+        for upload in self.uploads:
+            upload.finish()
+        self.uploads = []
 
 
 @dataclass(slots=True, eq=False)

@@ -120,14 +120,15 @@ def test_the_host_may_write_the_next_step_while_the_device_still_copies_the_last
         update(buffers, random_step([(1, tokens)]))  # raises LaunchFault where it writes what is being copied
 
 
-def test_writing_what_the_device_still_copies_is_caught() -> None:
+@pytest.mark.parametrize("how", ["waited for too late", "never waited for"])
+def test_writing_what_the_device_still_copies_is_caught(how: str) -> None:
     launcher = SimulatedLauncher()
-    host, event = launcher.staging(16).zero_(), launcher.event()
-    launcher.upload(host, launcher.empty((16,), torch.uint8))
+    host, memory, event = launcher.staging(16).zero_(), launcher.empty((16,), torch.uint8), launcher.event()
+    launcher.upload(host, memory)
     event.record()
     host[3] = 1
     with pytest.raises(LaunchFault, match="still copying"):
-        event.synchronize()
+        event.synchronize() if how == "waited for too late" else launcher.upload(host, memory)
 
 
 def test_partial_results_of_all_buckets_share_one_memory(kernels: CudaKernels) -> None:
