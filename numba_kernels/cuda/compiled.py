@@ -8,6 +8,8 @@ from numba import cuda, types
 from numba_kernels.cuda import ptx
 from numba_kernels.cuda.target import Kernel, Target
 
+_PTX_VERSION = "8.1"  # of CUDA 12.1: the first with e4m3 conversions for compute capability 8.9
+
 
 @functools.cache
 def compiled_target() -> Target:
@@ -34,7 +36,16 @@ def compile_to_ptx(kernel: Kernel) -> str:
         fastmath=True,
         launch_bounds=(kernel.num_threads, kernel.min_blocks_per_sm),
     )
-    return name_symbols(text, kernel.entry)
+    return declare_version(name_symbols(text, kernel.entry))
+
+
+def declare_version(ptx: str) -> str:
+    """The same module as PTX of `_PTX_VERSION`: a driver refuses what says it is newer, whatever is in it.
+
+    The compiler declares its own version, so that only drivers of CUDA 13 would take it. ptxas, in the compile gate,
+    refuses instructions that the declared version does not have.
+    """
+    return re.sub(r"^\.version [\d.]+$", f".version {_PTX_VERSION}", ptx, count=1, flags=re.MULTILINE)
 
 
 def name_symbols(ptx: str, entry: str) -> str:

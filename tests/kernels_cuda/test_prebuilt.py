@@ -87,7 +87,9 @@ def test_prebuilding_makes_files_that_hold_the_kernel(tmp_path: Path, builds: di
     made = prebuild(tmp_path, ("sm_90",), only_one)
     (entry,) = made
     assert read_prebuilt(tmp_path).kernels == {NAME: entry}
-    assert f".visible .entry {entry.entry}(" in (tmp_path / entry.ptx).read_text()
+    ptx = (tmp_path / entry.ptx).read_text()
+    assert f".visible .entry {entry.entry}(" in ptx
+    assert "\n.version 8.1\n" in ptx, "drivers of CUDA 12 take it too"
     machine_code = read_sass(disassemble(tmp_path / entry.cubins["sm_90"]))
     gated = builds[NAME]["sm_90"].instructions  # there it was assembled together with all others
     assert [_unlabelled(i) for i in machine_code] == [_unlabelled(i) for i in gated]
