@@ -107,6 +107,7 @@ def generate(
     help="sharegpt: a ShareGPT-like mix instead of --input-len and --output-len.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of prompts, lengths and random weights.")
+@click.option("--max-model-len", type=click.IntRange(min=1), default=None, help="Tokens; default: the model's own.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=512, show_default=True)
 @click.option("--kv-cache-gb", type=float, default=None, help="Default: what is free on a GPU, 1.0 on the CPU.")

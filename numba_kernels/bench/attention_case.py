@@ -13,6 +13,7 @@ from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.layout import KVLayout
 
 NUM_WORKSPACE_BYTES = 256 << 20  # FlashInfer's
+MAX_LAYERS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +71,8 @@ class AttentionData:
 def make_attention_data(
     case: AttentionCase, device: torch.device, dtype: torch.dtype, *, min_bytes: int, seed: int = 0
 ) -> AttentionData:
-    """As many layers as it takes to hold `min_bytes` of keys and values, at least two and at most 64."""
-    num_layers = min(max(2, -(-min_bytes // case.kv_bytes)), 64)
+    """As many layers as it takes to hold `min_bytes` of keys and values, at least two."""
+    num_layers = min(max(2, -(-min_bytes // case.kv_bytes)), MAX_LAYERS)
     generator = torch.Generator(device).manual_seed(seed)
     per_seq = case.num_blocks // case.num_seqs
     size = (case.num_blocks + 1, num_layers, 2, case.model.num_kv_heads, BLOCK_SIZE, case.model.head_dim)

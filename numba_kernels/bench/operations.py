@@ -13,7 +13,7 @@ from numba_kernels.bench.timing import Step
 from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.layout import KVLayout
 
-MAX_BUFFERS = 64
+MAX_BUFFERS = 256
 NUM_POSITIONS = 8192
 MAX_SAMPLED = 256  # rows: as many as sequences in a step
 # Largest error of an element, relative to the result's largest, against the same in float32 from the same inputs:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 Step = Callable[[int], object]  # called with the number of the buffer to use
-MAX_CALLS = 64  # in one graph
+MAX_CALLS = 512  # in one graph
 EAGER_CALLS = 8  # between two events
 
 

@@ -33,6 +33,7 @@ class BenchOptions:
     output_len: int
     lengths: str
     seed: int
+    max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_gb: float | None
@@ -94,6 +95,7 @@ def run(options: BenchOptions, *, show_progress: bool) -> Comparison:
         dtype=options.dtype,  # type: ignore[arg-type]
         device=options.device,  # type: ignore[arg-type]
         threads=options.threads,
+        max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         kv_cache_gb=options.kv_cache_gb,

@@ -48,7 +48,7 @@ def _kernel_timings(results: Path, quick: bool) -> Stage:
 
 
 def _bench(shape: str, *options: str) -> tuple[str, ...]:
-    where = ("--device", "cuda", "--dtype", "bfloat16", "--json")
+    where = ("--device", "cuda", "--dtype", "bfloat16", "--max-model-len", "2048", "--json")
     return (PYTHON, "-m", "serve_paged", "bench", "--random-weights", shape, *where, *options)
 
 

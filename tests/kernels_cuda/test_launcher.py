@@ -171,3 +171,14 @@ def test_host_memory_that_is_not_pinned_is_refused() -> None:
     driver = FakeDriver()
     with pytest.raises(ValueError, match="source is in memory of the host that is not pinned"):
         launcher(driver).copy_rows(torch.zeros(2, 8), torch.zeros(2, 8), [(0, 1)])
+
+
+def test_what_a_launch_costs_is_measured_with_the_same_launches_either_way() -> None:
+    from tests.gpu.launch_cost import bare_burst, launcher_burst
+
+    bare, ours = FakeDriver(len(TYPES)), FakeDriver()
+    bare_burst(Driver(bare), kernel(), b"ptx\0", 0x57, ARGS)(3)
+    launcher_burst(launcher(ours), kernel(), ARGS)(4)
+    assert len(bare.launches) == len(ours.launches) == 4  # the bare loop's first fills its record
+    for a, b in zip(bare.launches, ours.launches, strict=True):
+        assert (a.function, a.grid, a.threads, a.stream, a.slots) == (b.function, b.grid, b.threads, b.stream, b.slots)
