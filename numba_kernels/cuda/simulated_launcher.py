@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numba_kernels.cuda.simulator import LaunchFault, Simulator
 from numba_kernels.cuda.target import Index3, Kernel
 
 _NAN = 0x7FFF  # of bfloat16 and float16; two of them are a float32's, and either byte is an e4m3's
-_ARGUMENT = {"int32": int, "int64": int, "float32": np.float32}
+_ARGUMENT = {"int32": index, "uint32": index, "int64": index, "float32": np.float32}  # no float becomes an int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

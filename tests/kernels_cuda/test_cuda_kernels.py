@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from numba_kernels import CpuKernels, KVLayout, kernels_for, reference_ops
+from numba_kernels.cuda.empty_kernel import empty_kernel
 from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.cuda.launcher import DeviceProperties
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
+from numba_kernels.cuda.target import Index3
 from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, SCALE, Step, random_step
 from tests.kernels_cuda.decode_batches import relative_error
 
@@ -268,3 +270,9 @@ def test_a_device_has_its_kernels() -> None:
 def test_a_gpu_that_torch_does_not_see_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"without CUDA|no GPU"):
         kernels_for("cuda")
+
+
+@pytest.mark.parametrize("args", [(0, 0, 0, 0), (0.0, *range(20), 1, 1, 0.5)])
+def test_the_simulated_device_takes_no_other_arguments_than_a_gpu(args: tuple[int | float, ...]) -> None:
+    with pytest.raises(TypeError):
+        SimulatedLauncher().launch(empty_kernel(), Index3(1), 32, args, ())
