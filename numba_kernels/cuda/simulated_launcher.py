@@ -15,7 +15,12 @@ from numba_kernels.cuda.simulator import LaunchFault, Simulator
 from numba_kernels.cuda.target import Index3, Kernel
 
 _NAN = 0x7FFF  # of bfloat16 and float16; two of them are a float32's, and either byte is an e4m3's
-_ARGUMENT = {"int32": index, "uint32": index, "int64": index, "float32": np.float32}  # no float becomes an int
+_ARGUMENT: dict[str, Any] = {
+    "int32": index,
+    "uint32": index,
+    "int64": index,
+    "float32": np.float32,
+}  # no float becomes an int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
