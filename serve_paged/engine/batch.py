@@ -12,7 +12,7 @@ from serve_paged.engine.device import to_device
 
 # oneDNN adds up the products of a single row in another order than those of several. With two rows at least, one of
 # them padding if need be, a token's numbers do not depend on how many others share its step. cuBLAS promises no such
-# thing for any number of rows; there it changes nothing, as steps of one token run in graphs (decode_graphs.py).
+# thing for any number of rows; there it changes nothing, as steps of one token run in graphs (cuda_runner.py).
 MIN_ROWS = 2
 _UNKNOWN = [0]  # stands for a token until the device puts in what it is
 

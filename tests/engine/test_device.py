@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from numba_kernels import CpuKernels
+from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 from serve_paged.engine.device import choose_dtype, choose_kernels, why_no_gpu
 
 
@@ -47,3 +49,12 @@ def test_without_a_gpu_auto_is_the_cpu(a_gpu: pytest.MonkeyPatch) -> None:
 def test_a_dtype_that_the_device_does_not_take_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="dtype: float16 is not possible on cpu; possible: float32, bfloat16"):
         choose_dtype("float16", CpuKernels())
+
+
+def test_float32_is_refused_on_a_gpu_by_name() -> None:
+    with pytest.raises(ValueError, match="dtype: float32 is not possible on cuda; possible: bfloat16, float16"):
+        choose_dtype("float32", CudaKernels(SimulatedLauncher()))
+
+
+def test_a_gpu_is_given_bfloat16_unless_told_otherwise() -> None:
+    assert choose_dtype("auto", CudaKernels(SimulatedLauncher())) is torch.bfloat16
