@@ -95,7 +95,7 @@ def attend_decode(
         (
             *(q.data_ptr(), at.k, at.v, tables.data_ptr(), splits.work.data_ptr(), num_work, *results),
             *(at.block_stride, at.token_stride, at.head_stride, 4 * tables.stride(0)),
-            *(2 * q.stride(0), 2 * q.stride(1), group_size, scale * _LOG2_E),
+            *(2 * q.stride(0), 2 * q.stride(1), group_size, scale * _LOG2_E, 1.0),
         ),
         (q, kv_cache, tables, splits.work, splits.work_begin, partials.out, partials.lse, out),
     )

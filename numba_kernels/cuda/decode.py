@@ -9,7 +9,6 @@ neither on the others of the batch nor on the grid (`decode_plan.py`).
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from numba_kernels.cuda.decode_merge import HEADS, WARPS, make_merge_warps, make_share
@@ -26,48 +25,14 @@ from numba_kernels.cuda.decode_tile import (
     make_scores,
     make_softmax_step,
 )
+from numba_kernels.cuda.decode_variant import ELEMENTS, HEAD_DIMS, TOKENS_PER_TILE, DecodeVariant
 from numba_kernels.cuda.target import Kernel, Target
 
 NUM_THREADS = 32 * WARPS
-TOKENS_PER_TILE = 16
 MAX_GROUP_SIZE = 16
-HEAD_DIMS = (64, 96, 128, 256)
-ELEMENTS = ("bf16", "f16")
-_MIN_BLOCKS_PER_SM = {64: 5, 96: 4, 128: 3, 256: 2}
 
-# q, k_cache, v_cache, block_tables, work, num_work, partial_out, partial_lse, out; strides; group_size, scale
-DECODE_ARGUMENTS = ("int64",) * 9 + ("int64",) * 6 + ("int32", "float32")
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeVariant:
-    """What is constant in a compiled decode kernel."""
-
-    head_dim: int
-    element: str = "bf16"  # of q, cache and output
-    block_size: int = 16  # tokens per block of the cache
-    wide_group: bool = False  # more than 8 query heads per kv head: two blocks share them
-
-    def __post_init__(self) -> None:
-        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS:
-            raise ValueError(f"no decode kernel for head_dim {self.head_dim}, {self.element}")
-        if self.block_size <= 0 or self.block_size % TOKENS_PER_TILE:
-            raise ValueError(f"block_size {self.block_size} is not a multiple of {TOKENS_PER_TILE}")
-
-    @property
-    def name(self) -> str:
-        """As in the catalogue: decode-bf16-128-b16."""
-        return f"decode-{self.element}-{self.head_dim}-b{self.block_size}" + ("-wide" if self.wide_group else "")
-
-    @property
-    def min_blocks_per_sm(self) -> int:
-        """How many blocks an SM shall hold at least: what caps the registers, and what is in flight from memory."""
-        return 4 if self.wide_group and self.head_dim == 64 else _MIN_BLOCKS_PER_SM[self.head_dim]
-
-    @property
-    def k_ahead(self) -> bool:
-        """Whether the next tile's K is loaded before this one's softmax. At head_dim 256 registers do not suffice."""
-        return self.head_dim <= 128
+# q, k_cache, v_cache, block_tables, work, num_work, partial_out, partial_lse, out; strides; group_size, scale, v_scale
+DECODE_ARGUMENTS = ("int64",) * 9 + ("int64",) * 6 + ("int32", "float32", "float32")
 
 
 def make_block_table(variant: DecodeVariant, target: Target) -> tuple[Any, Any]:
@@ -91,45 +56,60 @@ def make_block_table(variant: DecodeVariant, target: Target) -> tuple[Any, Any]:
 
 
 def make_load_q(variant: DecodeVariant, target: Target) -> Any:
-    """load_q(q, address): the lane's words of its head's query, in the order in which K is loaded."""
-    ptx, chunks = target.ptx, variant.head_dim // 32
+    """load_q(q, address, j): lane j's words of a head's query at `address`, in the order in which K is loaded.
+
+    For a cache of 8-bit numbers in float16, whose range is that of any sensible query: what is beyond 65504 becomes
+    65504, what is below 6e-8 becomes 0.
+    """
+    ptx, shares, words = target.ptx, variant.k_shares, variant.head_dim // 8
+    whole_bytes, rest_bytes = 32 // variant.kv_bytes, shares.rest_bytes * 2 // variant.kv_bytes  # of a lane in a piece
+    whole_loads, rest_loads = whole_bytes // 16, max(1, rest_bytes // 16)
+    in_whole, num_loads = shares.num_whole * whole_loads, words // 4
+    narrow = variant.is_quantised and variant.element == "bf16"
 
     @target.device
-    def load_q(q, address):  # type: ignore[no-untyped-def]
-        for c in range(chunks):
-            w0, w1, w2, w3 = ptx.ldg128(address + c * 64)
-            q[c * 4] = w0
-            q[c * 4 + 1] = w1
-            q[c * 4 + 2] = w2
-            q[c * 4 + 3] = w3
+    def load_q(q, address, j):  # type: ignore[no-untyped-def]
+        for i in range(num_loads):
+            if i < in_whole:
+                at = address + i // whole_loads * (4 * whole_bytes) + j * whole_bytes + i % whole_loads * 16
+            else:
+                r = i - in_whole
+                at = address + in_whole * 64 + r // rest_loads * (4 * rest_bytes) + j * rest_bytes + r % rest_loads * 16
+            w0, w1, w2, w3 = ptx.ldg128(at)
+            q[i * 4] = w0
+            q[i * 4 + 1] = w1
+            q[i * 4 + 2] = w2
+            q[i * 4 + 3] = w3
+        if narrow:
+            for w in range(words):
+                low, high = ptx.unpack_bf16(q[w])
+                q[w] = ptx.pack_f16_finite(low, high)
 
     return load_q
 
 
 def make_attend_tile(variant: DecodeVariant, target: Target) -> Any:
-    """attend_tile(k, v, q, acc, state, addresses of K, V and V's rest, token_stride, token, begin, end, scale).
+    """attend_tile(k, v, q, acc, state, addresses of K and V, token_stride, token, begin, end, scale).
 
     `token` is the tile's first; of begin .. end the query sees every token. With `k_ahead`, K is the next tile's
     address, and this tile's is in `k` already; without, it is this tile's.
     """
     float32, cuda, ahead = target.float32, target.cuda, variant.k_ahead
-    load_k = make_load_k(variant.head_dim, target)
-    load_v, blank_v = make_load_v(variant.head_dim, target), make_blank_v(variant.head_dim, target)
-    scores = make_scores(variant.head_dim, variant.element, target)
-    softmax_step = make_softmax_step(variant.element, target)
-    accumulate = make_accumulate(variant.head_dim, variant.element, target)
+    load_k, load_v, blank_v = make_load_k(variant, target), make_load_v(variant, target), make_blank_v(variant, target)
+    scores, softmax_step = make_scores(variant, target), make_softmax_step(variant, target)
+    accumulate = make_accumulate(variant, target)
 
     @target.device
-    def attend_tile(k, v, q, acc, state, k_at, v_at, rest_at, token_stride, token, begin, end, scale):  # type: ignore[no-untyped-def]
+    def attend_tile(k, v, q, acc, state, k_at, v_at, token_stride, token, begin, end, scale):  # type: ignore[no-untyped-def]
         if ahead:
-            load_v(v, v_at, rest_at, token_stride)
+            load_v(v, v_at, token_stride)
         else:
             load_k(k, k_at, token_stride)
         s0, s1, s2, s3 = scores(k, q)
         if ahead:
             load_k(k, k_at, token_stride)
         else:
-            load_v(v, v_at, rest_at, token_stride)
+            load_v(v, v_at, token_stride)
         row = token + ((cuda.threadIdx.x >> 2) & 7)
         upper_seen = row >= begin and row < end
         lower_seen = row + 8 >= begin and row + 8 < end
@@ -152,18 +132,17 @@ def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
     """
     cuda, int32, int64, uint32 = target.cuda, target.int32, target.int64, target.uint32
     block_of, tile_offset = make_block_table(variant, target)
-    load_k, attend_tile = make_load_k(variant.head_dim, target), make_attend_tile(variant, target)
-    head_dim, ahead, kv_words = variant.head_dim, variant.k_ahead, variant.head_dim // 4
+    load_k, attend_tile = make_load_k(variant, target), make_attend_tile(variant, target)
+    ahead, k_words, v_words = variant.k_ahead, 2 * variant.k_shares.words, 4 * variant.v_shares.words
 
     @target.device
     def attend_split(q, acc, state, k_head, v_head, table, block_stride, token_stride, begin, end, scale):  # type: ignore[no-untyped-def]
-        k = cuda.local.array(kv_words, uint32)
-        v = cuda.local.array(kv_words, uint32)
+        k = cuda.local.array(k_words, uint32)
+        v = cuda.local.array(v_words, uint32)
         g = int64((cuda.threadIdx.x >> 2) & 7)
         j = int64(cuda.threadIdx.x & 3)
         k_lane = k_head + g * token_stride + j * 16
         v_lane = v_head + 2 * j * token_stride + g * 16
-        rest_lane = v_head + 2 * j * token_stride + head_dim // 64 * 128 + g * 8
         last = int32((end + (TOKENS_PER_TILE - 1)) >> 4)
         tile = int32((begin >> 4) + int32(cuda.threadIdx.x >> 5))
         if tile >= last:
@@ -179,9 +158,7 @@ def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
             next_block = block_of(table, next_tile)
             k_at = k_lane + (there if ahead else here)
             token = int32(tile * TOKENS_PER_TILE)
-            attend_tile(
-                k, v, q, acc, state, k_at, v_lane + here, rest_lane + here, token_stride, token, begin, end, scale
-            )
+            attend_tile(k, v, q, acc, state, k_at, v_lane + here, token_stride, token, begin, end, scale)
             here = there
             tile = int32(tile + WARPS)
 
@@ -189,7 +166,7 @@ def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
 
 
 def make_finish(variant: DecodeVariant, target: Target) -> Any:
-    """finish(shared_out, shared_state, num_heads, row, partial_row, is_partial, out, partial_out, partial_lse).
+    """finish(shared_out, shared_state, num_heads, row, partial_row, is_partial, v_scale, out, partial_out, partial_lse).
 
     Merges the warps and stores `num_heads` rows: to the partial results from `partial_row` on, or to `out` from `row`
     on if this split is the sequence's only one.
@@ -201,13 +178,15 @@ def make_finish(variant: DecodeVariant, target: Target) -> Any:
 
     @target.device
     def finish(  # type: ignore[no-untyped-def]
-        shared_out, shared_state, num_heads, row, partial_row, is_partial, out, partial_out, partial_lse
+        shared_out, shared_state, num_heads, row, partial_row, is_partial, v_scale, out, partial_out, partial_lse
     ):
         item = int32(cuda.threadIdx.x)
         while item < num_heads * pairs:
             head = int32(item // pairs)
             dim = int32((item - head * pairs) * 2)
             out_0, out_1, lse = merge_warps(head, dim, shared_out, shared_state)
+            out_0 *= v_scale
+            out_1 *= v_scale
             if is_partial:
                 to = int64(partial_row + head)
                 ptx.stg_f32x2(partial_out + (to * head_dim + dim) * 4, out_0, out_1)
@@ -229,19 +208,20 @@ def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
     Addresses: q [num_seqs, num_heads, head_dim]; the layer's K and V [num_blocks, ..., num_kv_heads, block_size,
     head_dim]; block_tables int32 [num_seqs, max_blocks]; work int32 [num_work, 4] (`decode_plan.py`); num_work: one
     int32; partial_out and partial_lse as in `decode_merge.py`; out contiguous, as q. Strides in bytes: cache block,
-    token, head; table row; q row and head; all of q's and the cache's multiples of 16. `scale` is times log2(e). K, V,
-    q, tables, work and num_work must not be written during the launch.
+    token, head; table row; q row and head; all of q's and the cache's multiples of 16. `scale` is times log2(e), and
+    for a cache of 8-bit numbers times what its K is to be multiplied by; `v_scale` is what V is to be multiplied by, else
+    1. K, V, q, tables, work and num_work must not be written during the launch.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     float32, uint32, head_dim, wide = target.float32, target.uint32, variant.head_dim, variant.wide_group
     load_q, attend_split = make_load_q(variant, target), make_attend_split(variant, target)
-    share, finish = make_share(head_dim, target), make_finish(variant, target)
+    share, finish = make_share(variant, target), make_finish(variant, target)
     q_words, sums, outputs, states = head_dim // 8, head_dim // 4, WARPS * HEADS * head_dim, WARPS * HEADS * 2
     halves = 2 if wide else 1
 
     def decode(  # type: ignore[no-untyped-def]
         q_rows, k_cache, v_cache, block_tables, work, num_work, partial_out, partial_lse, out, block_stride,
-        token_stride, head_stride, table_stride, q_stride, q_head_stride, group_size, scale
+        token_stride, head_stride, table_stride, q_stride, q_head_stride, group_size, scale, v_scale
     ):  # fmt: skip
         kv_head = int64(cuda.blockIdx.y)
         rows = int64(cuda.gridDim.y) * group_size
@@ -263,7 +243,7 @@ def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
             q = cuda.local.array(q_words, uint32)
             acc = cuda.local.array(sums, float32)
             state = cuda.local.array(6, float32)
-            load_q(q, q_rows + seq * q_stride + row_head * q_head_stride + int64(lane & 3) * 16)
+            load_q(q, q_rows + seq * q_stride + row_head * q_head_stride, int64(lane & 3))
             for i in range(sums):
                 acc[i] = float32(0.0)
             state[MAX_0] = float32(MASKED)
@@ -285,6 +265,7 @@ def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
                 seq * rows + head,
                 partial_row * rows + head,
                 partial_row >= 0,
+                v_scale,
                 out,
                 partial_out,
                 partial_lse,
@@ -313,12 +294,13 @@ def decode_kernel(variant: DecodeVariant) -> Kernel:
         NUM_THREADS,
         variant.min_blocks_per_sm,
         name=variant.name,
+        min_compute_capability=variant.min_compute_capability,
         instructions=("LDG.128", "HMMA", "MOVM"),
-        wide=True,
+        wide=variant.v_shares.num_whole > 0,
     )
 
 
 def decode_kernels() -> list[Kernel]:
     """For the catalogue: every variant over blocks of 16 tokens, the cache's default."""
-    variants = itertools.product(HEAD_DIMS, ELEMENTS, (False, True))
-    return [decode_kernel(DecodeVariant(head_dim, element, wide_group=wide)) for head_dim, element, wide in variants]
+    variants = itertools.product(HEAD_DIMS, ELEMENTS, (False, True), ("", "e4m3"))
+    return [decode_kernel(DecodeVariant(dim, element, 16, wide, kv)) for dim, element, wide, kv in variants]

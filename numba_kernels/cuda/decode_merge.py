@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from numba_kernels.cuda.decode_tile import MASKED, MAX_0, MAX_1, SUM_0, SUM_1
+from numba_kernels.cuda.decode_tile import MASKED, MAX_0, MAX_1, SUM_0, SUM_1, make_unit_dim
+from numba_kernels.cuda.decode_variant import DecodeVariant
 from numba_kernels.cuda.target import Kernel, Target
 
 WARPS = 4
@@ -24,14 +25,14 @@ def make_column_sum(target: Target) -> Any:
     return column_sum
 
 
-def make_share(head_dim: int, target: Target) -> Any:
+def make_share(variant: DecodeVariant, target: Target) -> Any:
     """share(acc, state, shared_out, shared_state): this warp's sums into shared memory.
 
     shared_out float32 [WARPS, HEADS, head_dim], shared_state float32 [WARPS, 2 (maximum, sum), HEADS].
     """
     cuda, int32 = target.cuda, target.int32
-    column_sum = make_column_sum(target)
-    units, whole = head_dim // 16, head_dim // 64 * 4
+    column_sum, unit_dim = make_column_sum(target), make_unit_dim(variant, target)
+    head_dim, units = variant.head_dim, variant.head_dim // 16
 
     @target.device
     def share(acc, state, shared_out, shared_state):  # type: ignore[no-untyped-def]
@@ -48,9 +49,7 @@ def make_share(head_dim: int, target: Target) -> Any:
             shared_state[row + HEADS + 1] = sum_1
         row = (warp * HEADS + 2 * j) * head_dim
         for u in range(units):
-            # The lane's 16 bytes of V are 8 elements of head_dim, two to a unit; in the rest its 8 bytes are 4.
-            lane_dims = 8 if u < whole else 4
-            at = row + u // 4 * 64 + g * lane_dims + u % 4 * 2
+            at = row + unit_dim(u, g)
             shared_out[at] = acc[u * 4]
             shared_out[at + 1] = acc[u * 4 + 2]
             shared_out[at + head_dim] = acc[u * 4 + 1]

@@ -140,9 +140,10 @@ def _mma(name: str, element: str) -> Any:
 mma_bf16 = _mma("mma_bf16", "bf16")
 mma_f16 = _mma("mma_f16", "f16")
 
-# Arithmetic within a lane. A pair is two 16-bit numbers, the first in the low half.
 # The number itself, anew wherever this stands: what depends on it is not kept from one round of a loop to the next.
 opaque_i32 = _instruction("opaque_i32", [I32], [I32], "mov.b32 $0, $1;", "ordered")
+
+# Arithmetic within a lane. A pair is two 16-bit numbers, the first in the low half.
 prmt = _instruction("prmt", [U32], [U32] * 3, "prmt.b32 $0, $1, $2, $3;")
 ex2 = _instruction("ex2", [F32], [F32], "ex2.approx.ftz.f32 $0, $1;")
 lg2 = _instruction("lg2", [F32], [F32], "lg2.approx.ftz.f32 $0, $1;")
@@ -159,8 +160,20 @@ sub_rn = _instruction("sub_rn", [F32], [F32, F32], "sub.rn.f32 $0, $1, $2;")
 mul_rn = _instruction("mul_rn", [F32], [F32, F32], "mul.rn.f32 $0, $1, $2;")
 fma_rn = _instruction("fma_rn", [F32], [F32] * 3, "fma.rn.f32 $0, $1, $2, $3;")
 rcp_rn = _instruction("rcp_rn", [F32], [F32], "rcp.rn.f32 $0, $1;")
+# Like pack_f16, but what is beyond float16's range becomes its largest number.
+pack_f16_finite = _instruction("pack_f16_finite", [U32], [F32, F32], "cvt.rn.satfinite.f16x2.f32 $0, $2, $1;")
 rsqrt = _instruction("rsqrt", [F32], [F32], "rsqrt.approx.ftz.f32 $0, $1;")
 rcp = _instruction("rcp", [F32], [F32], "rcp.approx.ftz.f32 $0, $1;")
+
+# Four e4m3 numbers in a word, the first in the lowest byte, as two pairs of float16, exactly; and from four float32,
+# rounded to nearest even, what is beyond 448 becoming 448. Compute capability 8.9 and later.
+_UNPACK_E4M3 = "{ .reg .b16 l, h; mov.b32 {l, h}, $2; cvt.rn.f16x2.e4m3x2 $0, l; cvt.rn.f16x2.e4m3x2 $1, h; }"
+unpack_e4m3 = _instruction("unpack_e4m3", [U32] * 2, [U32], _UNPACK_E4M3)
+_PACK_E4M3 = (
+    "{ .reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, $2, $1; cvt.rn.satfinite.e4m3x2.f32 h, $4, $3; "
+    "mov.b32 $0, {l, h}; }"
+)
+pack_e4m3 = _instruction("pack_e4m3", [U32], [F32] * 4, _PACK_E4M3)
 
 
 @intrinsic

@@ -39,6 +39,30 @@ def _float16_pairs(words: Any) -> Any:
     return np.ascontiguousarray(words)[..., None].view(np.float16).astype(f32)
 
 
+def _e4m3_numbers() -> Any:
+    """float16 [256]: what each code stands for. Exponents up to 15 are finite, only the last mantissa is NaN."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    size = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    size[codes & 127 == 127] = np.nan
+    return np.where(codes >= 128, -size, size).astype(np.float16)
+
+
+_E4M3 = _e4m3_numbers()
+_E4M3_SIZES = _E4M3[:127].astype(np.float64)  # rising, up to 448
+
+
+def _e4m3_bits(value: Any) -> int:
+    if np.isnan(value):
+        return 0x7F
+    size = min(abs(float(value)), _E4M3_SIZES[-1])
+    below = int(np.searchsorted(_E4M3_SIZES, size, "right")) - 1
+    above = min(below + 1, len(_E4M3_SIZES) - 1)
+    excess = 2 * size - _E4M3_SIZES[below] - _E4M3_SIZES[above]
+    code = above if excess > 0 or (excess == 0 and below % 2) else below
+    return code | (0x80 if np.signbit(value) else 0)
+
+
 def _mma(lanes: list[tuple[Any, ...]], pairs: Callable[[Any], Any]) -> list[Any]:
     """m16n8k16: the fragments' elements are placed as in the PTX ISA's figures for 16-bit types."""
     words = pairs(np.array([lane[:6] for lane in lanes], dtype=np.uint32))  # [lane, register, 2]
@@ -267,6 +291,17 @@ class PtxTwins:
 
     def rcp_rn(self, value: Any) -> Any:
         return f32(1.0) / f32(value)
+
+    def pack_f16_finite(self, low: Any, high: Any) -> int:
+        largest = f32(np.finfo(np.float16).max)
+        return self.pack_f16(np.clip(f32(low), -largest, largest), np.clip(f32(high), -largest, largest))
+
+    def unpack_e4m3(self, word: int) -> tuple[int, int]:
+        low, high = _E4M3[np.frombuffer(struct.pack("<I", word), np.uint8)].view(np.uint32)
+        return int(low), int(high)
+
+    def pack_e4m3(self, *numbers: Any) -> int:
+        return int.from_bytes(bytes(_e4m3_bits(number) for number in numbers), "little")
 
     def rsqrt(self, value: Any) -> Any:
         return f32(1.0 / np.sqrt(np.float64(_flushed(f32(value)))))

@@ -27,6 +27,7 @@ class RegisterInstruction:
     results: str
     draw: Draw
     agree: Callable[[list[Words], list[Words], list[Words]], NDArray[np.bool_]]  # operands, results, twin's: per lane
+    min_compute_capability: tuple[int, int] = (8, 0)
 
 
 # Agreement: of the bits, of numbers, of approximations.
@@ -55,6 +56,13 @@ def same_halves(_operands: list[Words], results: list[Words], expected: list[Wor
     return np.logical_and.reduce(
         [((r == e) | (_is_half_nan(r) & _is_half_nan(e))).reshape(-1, 2).all(axis=1) for r, e in halves]
     )
+
+
+def same_e4m3(_operands: list[Words], results: list[Words], expected: list[Words]) -> NDArray[np.bool_]:
+    """All four numbers of a word: every bit, but that NaN of either sign are alike."""
+    (found,), (true,) = ([word.view(np.uint8) for word in words] for words in (results, expected))
+    agreed: NDArray[np.bool_] = ((found == true) | ((found & true & 0x7F) == 0x7F)).reshape(-1, 4).all(axis=1)
+    return agreed
 
 
 def within(
@@ -154,6 +162,20 @@ def _in_a_few_lanes(rng: np.random.Generator, num_lanes: int) -> list[Words]:
     return [np.where(rng.random(num_lanes) < share, value, np.uint32(0))]
 
 
+def _floats_around_e4m3(rng: np.random.Generator, num_lanes: int) -> list[Words]:
+    """Any bits; numbers of its range; and numbers halfway between two of its own."""
+    words = any_bits(4)(rng, num_lanes)
+    third = num_lanes // 3
+    for word in words:
+        signs = rng.choice(np.array([-1, 1], np.float32), num_lanes)
+        sizes = np.exp2(rng.uniform(-11, 9.5, num_lanes)).astype(np.float32)
+        whole = rng.integers(0, 16, num_lanes) + np.float32(0.5)
+        halfway = np.ldexp(whole, rng.integers(-9, 6, num_lanes)).astype(np.float32)
+        word[third : 2 * third] = (signs * sizes)[third : 2 * third].view(np.uint32)
+        word[2 * third :] = (signs * halfway)[2 * third :].view(np.uint32)
+    return words
+
+
 def _value_and_lane_mask(rng: np.random.Generator, num_lanes: int) -> list[Words]:
     (value,) = any_bits(1)(rng, num_lanes)
     masks = np.array([1, 2, 4, 8, 16, 3, 31, 0], np.uint32)
@@ -248,6 +270,9 @@ REGISTER_INSTRUCTIONS: dict[str, RegisterInstruction] = {
     "mul_rn": RegisterInstruction("ff", "f", any_numbers(2), same_floats),
     "fma_rn": RegisterInstruction("fff", "f", any_numbers(3), same_floats),
     "rcp_rn": RegisterInstruction("f", "f", floats_between(-4, 4), same_floats),
+    "pack_f16_finite": RegisterInstruction("ff", "u", any_bits(2), same_halves),
+    "unpack_e4m3": RegisterInstruction("u", "uu", any_bits(1), same_halves, (8, 9)),
+    "pack_e4m3": RegisterInstruction("ffff", "u", _floats_around_e4m3, same_e4m3, (8, 9)),
     "rsqrt": RegisterInstruction("f", "f", floats_between(0.1, 10), within(lambda x: 1 / np.sqrt(x), 2.0**-22.4)),
     "rcp": RegisterInstruction("f", "f", floats_between(-4, 4), within(lambda x: 1 / x, 2.0**-23)),
 }

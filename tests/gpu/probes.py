@@ -106,7 +106,13 @@ def register_probe(name: str, instruction: RegisterInstruction) -> Probe:
     def make(target: Target) -> Callable[..., None]:
         return make_register_probe(name, instruction, target)
 
-    kernel = Kernel(make, ARGUMENTS, NUM_THREADS, name=f"probe-{name.replace('_', '-')}")
+    kernel = Kernel(
+        make,
+        ARGUMENTS,
+        NUM_THREADS,
+        name=f"probe-{name.replace('_', '-')}",
+        min_compute_capability=instruction.min_compute_capability,
+    )
     expect = functools.partial(run_twin, name, instruction)
     return Probe(kernel, (name,), len(instruction.results), instruction.draw, expect, instruction.agree)
 

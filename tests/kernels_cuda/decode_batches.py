@@ -15,7 +15,7 @@ from numba_kernels.cuda.simulator import Index3, Simulator
 from numba_kernels.cuda.target import Target
 
 LAYER, NUM_LAYERS = 1, 2
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,17 @@ class DecodeBatch:
     block_tables: torch.Tensor  # int32 [num_seqs, max_blocks]
     seq_lens: torch.Tensor  # int32 [num_seqs]
     window: int = NO_WINDOW
+    k_scale: float = 1.0  # what the cache's K stands for is its numbers times this
+    v_scale: float = 1.0
 
     def exact(self) -> torch.Tensor:
-        """In float64."""
+        """In float64, of what the cache holds."""
         group_size = self.q.shape[1] // self.kv_cache.shape[3]
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         for s, seq_len in enumerate(self.seq_lens.tolist()):
             begin = max(0, seq_len - self.window)
-            k, v = self.kv_cache[self.block_tables[s].long(), LAYER].double().permute(1, 2, 0, 3, 4).flatten(2, 3)
+            cache = self.kv_cache.double() * torch.tensor([self.k_scale, self.v_scale]).view(2, 1, 1, 1)
+            k, v = cache[self.block_tables[s].long(), LAYER].permute(1, 2, 0, 3, 4).flatten(2, 3)
             k, v = (x[:, begin:seq_len].repeat_interleave(group_size, 0) for x in (k, v))
             if seq_len:
                 scores = torch.einsum("hd,htd->ht", self.q[s].double(), k) / math.sqrt(self.variant.head_dim)
@@ -70,7 +73,7 @@ class DecodeBatch:
         work_begin = np.full(len(self.seq_lens) + 1, -1, np.int32)
         write_decode_plan(self.seq_lens.numpy(), work, work_begin, window=self.window, split_tokens=split_tokens)
         num_seqs, num_heads, head_dim = self.q.shape
-        num_kv_heads, size = self.kv_cache.shape[3], self.q.element_size()
+        num_kv_heads, q_size, kv_size = self.kv_cache.shape[3], self.q.element_size(), self.kv_cache.element_size()
         q, cache = storage_of(self.q), bits(self.kv_cache)
         out = bits(torch.full(self.q.shape, float("nan"), dtype=self.q.dtype))
         partial_out = np.full((len(work), num_heads, head_dim), np.nan, np.float32)
@@ -83,14 +86,14 @@ class DecodeBatch:
         plan = [address(work), address(work_begin[-1:])]
         pointers = [address(inputs[2]), *plan, *(address(a) for a in (partial_out, partial_lse, out))]
         strides = [self.kv_cache.stride(0), self.kv_cache.stride(4), self.kv_cache.stride(3)]
-        cache_strides = [s * size for s in strides]
-        q_strides = [self.q.stride(0) * size, self.q.stride(1) * size]
+        cache_strides = [s * kv_size for s in strides]
+        q_strides = [self.q.stride(0) * q_size, self.q.stride(1) * q_size]
         group_size = num_heads // num_kv_heads
-        scale = np.float32(math.log2(math.e) / math.sqrt(head_dim))
+        scale = np.float32(math.log2(math.e) / math.sqrt(head_dim) * self.k_scale)
         simulator.launch(
             lambda target: source.decode(self.variant, target), Index3(grid_blocks, num_kv_heads), NUM_THREADS,
             self.q.data_ptr(), *kv, *pointers, *cache_strides, self.block_tables.stride(0) * 4, *q_strides,
-            group_size, scale,
+            group_size, scale, np.float32(self.v_scale),
         )  # fmt: skip
         simulator.launch(
             lambda target: source.merge_splits(head_dim, self.variant.element, target),
@@ -101,12 +104,12 @@ class DecodeBatch:
 
 
 def bits(tensor: torch.Tensor) -> Any:
-    """The same elements as int16, for numpy has no bfloat16."""
-    return tensor.view(torch.int16).numpy()
+    """The same elements as integers, for numpy has no bfloat16."""
+    return tensor.view(torch.uint8 if tensor.element_size() == 1 else torch.int16).numpy()
 
 
 def storage_of(tensor: torch.Tensor) -> Any:
-    """All of the memory that a view looks into, as int16."""
+    """All of the memory that a view looks into, as integers."""
     return bits(torch.tensor([], dtype=tensor.dtype).set_(tensor.untyped_storage()))
 
 
@@ -115,9 +118,18 @@ def address(array: Any) -> int:
 
 
 def random_decode(
-    variant: DecodeVariant, seq_lens: list[int], group_size: int, num_kv_heads: int = 1, *, window: int = NO_WINDOW
+    variant: DecodeVariant,
+    seq_lens: list[int],
+    group_size: int,
+    num_kv_heads: int = 1,
+    *,
+    window: int = NO_WINDOW,
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> DecodeBatch:
-    """Sequences in randomly scattered blocks; whatever no sequence owns is NaN, and so is what is before a window."""
+    """Sequences in randomly scattered blocks; whatever no sequence owns is NaN, and so is what is before a window.
+
+    `scales`: the cache holds K and V divided by them.
+    """
     generator = torch.Generator().manual_seed(len(seq_lens) * 1000 + sum(seq_lens) + group_size)
     size = variant.block_size
     num_blocks = [-(-n // size) for n in seq_lens]
@@ -132,9 +144,9 @@ def random_decode(
             shape = (2, num_kv_heads, variant.head_dim)
             cache[block, LAYER, :, :, position % size] = torch.randn(shape, generator=generator)
     q = torch.randn(len(seq_lens), num_kv_heads * group_size, variant.head_dim, generator=generator)
-    dtype = DTYPES[variant.element]
+    cache = (cache / torch.tensor(scales).view(2, 1, 1, 1)).to(DTYPES[variant.kv_element or variant.element])
     lens = torch.tensor(seq_lens, dtype=torch.int32)
-    return DecodeBatch(variant, q.to(dtype), cache.to(dtype), tables, lens, window)
+    return DecodeBatch(variant, q.to(DTYPES[variant.element]), cache, tables, lens, window, *scales)
 
 
 def relative_error(out: torch.Tensor, exact: torch.Tensor) -> float:
