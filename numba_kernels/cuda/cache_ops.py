@@ -22,13 +22,13 @@ def write_kv(
     num_kv_heads, block_size, head_dim = kv_cache.shape[3:]
     at = cache_layer(kv_cache, layer)
     launcher.launch(
-        kv_write.write_kv_kernel(head_dim, block_size),
+        kv_write.write_kv_kernel(kv_write.KvWriteVariant(head_dim, block_size)),
         Index3(k.shape[0]),
         kv_write.NUM_THREADS,
         (
             *(k.data_ptr(), v.data_ptr(), at.k, at.v, slot_mapping.data_ptr()),
             *(2 * k.stride(0), 2 * k.stride(1), 2 * v.stride(0), 2 * v.stride(1)),
-            *(at.block_stride, at.token_stride, at.head_stride, num_kv_heads),
+            *(at.block_stride, at.token_stride, at.head_stride, num_kv_heads, 1.0, 1.0),
         ),
         (k, v, kv_cache, slot_mapping),
     )

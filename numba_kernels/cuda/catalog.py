@@ -3,7 +3,7 @@
 from numba_kernels.cuda.block_copy import copy_blocks_kernel
 from numba_kernels.cuda.decode import ELEMENTS, HEAD_DIMS, decode_kernels
 from numba_kernels.cuda.decode_merge import merge_splits_kernel
-from numba_kernels.cuda.kv_write import write_kv_kernel
+from numba_kernels.cuda.kv_write import write_kv_kernels
 from numba_kernels.cuda.prefill import prefill_kernels
 from numba_kernels.cuda.rms_norm import common_rms_norms, rms_norm_kernel
 from numba_kernels.cuda.rope_kv_write import common_rope_kv_writes, rope_kv_write_kernel
@@ -23,7 +23,7 @@ def catalog() -> dict[str, Kernel]:
         *decode_kernels(),
         *prefill_kernels(),
         *(merge_splits_kernel(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS),
-        *(write_kv_kernel(head_dim) for head_dim in HEAD_DIMS),
+        *write_kv_kernels(),
         copy_blocks_kernel(),
         take_sampled_kernel(),
         *map(rms_norm_kernel, common_rms_norms()),

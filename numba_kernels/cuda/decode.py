@@ -166,7 +166,8 @@ def make_attend_split(variant: DecodeVariant, target: Target) -> Any:
 
 
 def make_finish(variant: DecodeVariant, target: Target) -> Any:
-    """finish(shared_out, shared_state, num_heads, row, partial_row, is_partial, v_scale, out, partial_out, partial_lse).
+    """finish(shared_out, shared_state, num_heads, row, partial_row, is_partial, v_scale, out, partial_out,
+    partial_lse).
 
     Merges the warps and stores `num_heads` rows: to the partial results from `partial_row` on, or to `out` from `row`
     on if this split is the sequence's only one.
@@ -209,8 +210,8 @@ def make_decode(variant: DecodeVariant, target: Target) -> Callable[..., None]:
     head_dim]; block_tables int32 [num_seqs, max_blocks]; work int32 [num_work, 4] (`decode_plan.py`); num_work: one
     int32; partial_out and partial_lse as in `decode_merge.py`; out contiguous, as q. Strides in bytes: cache block,
     token, head; table row; q row and head; all of q's and the cache's multiples of 16. `scale` is times log2(e), and
-    for a cache of 8-bit numbers times what its K is to be multiplied by; `v_scale` is what V is to be multiplied by, else
-    1. K, V, q, tables, work and num_work must not be written during the launch.
+    for a cache of 8-bit numbers times what its K is to be multiplied by; `v_scale` is the same for V, else 1. K, V, q,
+    tables, work and num_work must not be written during the launch.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     float32, uint32, head_dim, wide = target.float32, target.uint32, variant.head_dim, variant.wide_group

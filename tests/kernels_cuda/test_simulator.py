@@ -69,9 +69,7 @@ def error_of(source: DecodeSource) -> float:
         pytest.param("lower_seen = row + 8 >= begin", "lower_seen = row + 8 > begin", id="mask one token short"),
         pytest.param("position >= end", "position > end", id="one unused V not blanked"),
         pytest.param("position < begin or", "", id="V before the window not blanked"),
-        pytest.param(
-            ", 0x7632)", ", 0x5410)", id="wrong permutation"
-        ),
+        pytest.param(", 0x7632)", ", 0x5410)", id="wrong permutation"),
         pytest.param("mma(a0, a1, a2, a3, q", "mma(a0, a2, a1, a3, q", id="fragment registers swapped"),
         pytest.param("ptx.movmatrix_trans(pack(p0, p1))", "pack(p0, p1)", id="weights not transposed"),
         pytest.param("acc[o] * factor_0", "acc[o]", id="older tiles not rescaled"),
