@@ -323,6 +323,15 @@ def test_aborting_everything_between_launch_and_read_drops_the_tokens(tiny_engin
     assert engine.stats().num_output_tokens == 1
 
 
+def test_log_probabilities_of_an_aborted_prompt_are_dropped(tiny_engine: EngineFactory) -> None:
+    engine = tiny_engine(run_ahead=True)
+    engine.add(Request("r", [1, 2, 3], SamplingParams(temperature=0.0, max_tokens=4, logprobs=1, prompt_logprobs=1)))
+    engine.step()
+    engine.abort("r")
+    assert engine.step() == []
+    assert not engine.has_unfinished()
+
+
 def test_a_request_with_the_id_of_an_aborted_one_gets_none_of_its_tokens(tiny_engine: EngineFactory) -> None:
     engine = tiny_engine(run_ahead=True)
     [alone] = requests(1)
