@@ -36,9 +36,9 @@ async def assert_idle(engine: AsyncEngine) -> None:
     assert stats.num_free_blocks == stats.num_blocks
 
 
-@pytest.fixture
-def engine(tiny_engine: EngineFactory) -> Iterator[AsyncEngine]:
-    engine = AsyncEngine(tiny_engine())
+@pytest.fixture(params=[False, True], ids=["waiting", "ahead"])
+def engine(tiny_engine: EngineFactory, request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(tiny_engine(run_ahead=request.param))
     yield engine
     engine.close()
 
