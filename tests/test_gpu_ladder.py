@@ -72,6 +72,7 @@ def test_stages_run_one_by_one_end_up_in_one_file(tmp_path: Path) -> None:
         "second": "failed",
     }
     assert written["environment"] == {"gpu": "none"}
+    assert written["stages"]["first"]["command"] == ["python", "-c", ""]
 
 
 def test_every_stage_fits_into_ten_minutes_and_has_its_files(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def environment() -> dict[str, object]:
     """Hardware, versions, date and command, for JSON."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": ["python", *sys.orig_argv[1:]],
         "python": platform.python_version(),
         "system": platform.platform(),
         "commit": _commit(),

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import os
 import re
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def climb(results: Path, wanted: list[str], *, quick: bool) -> int:
     from numba_kernels.bench.environment import environment
     from tests.gpu.targets import write_summary
 
-    results = results.resolve()
+    results = Path(os.path.relpath(results))  # it is written down, as part of commands
     stages = [stage for stage in all_stages(results, quick=quick) if stage.name in wanted]
     found = run_ladder(stages, results, environment(), lambda line: print(line, flush=True))
     print(write_summary(results))

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -65,7 +66,8 @@ def run_stage(stage: Stage, results: Path) -> StageResult:
     begin = time.monotonic()
 
     def result(status: str, return_code: int | None) -> StageResult:
-        return StageResult(status, time.monotonic() - begin, return_code, stage.command, date)
+        command = tuple("python" if word == sys.executable else word for word in stage.command)
+        return StageResult(status, time.monotonic() - begin, return_code, command, date)
 
     log_file, output = results / f"{stage.name}.log", results / f"{stage.name}.out"
     if shutil.which(stage.command[0]) is None:
