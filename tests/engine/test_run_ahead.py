@@ -162,7 +162,7 @@ def mixes(draw: st.DrawFn) -> Mix:
         {"temperature": 0.0, "logprobs": 1, "prompt_logprobs": 0},
         {"temperature": 1.2, "top_p": 0.8, "n": 2},
         {"temperature": 1.0, "repetition_penalty": 1.2, "frequency_penalty": 0.5},
-        {"temperature": 2.0, "stop_token_ids": tuple(range(0, 250, 5)), "min_tokens": 2, "n": 3},
+        {"temperature": 2.0, "stop_token_ids": tuple(range(0, 250, 5)), "min_tokens": 1, "n": 3},
     ]
     wanted = []
     for index in range(draw(st.integers(1, 5))):
