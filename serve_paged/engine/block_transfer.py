@@ -28,12 +28,12 @@ class BlockBundle:
 
 def export_blocks(pool: BlockPool, cache: KVCache, hashes: list[bytes]) -> BlockBundle:
     """The leading blocks of a chain that are cached here, on the device or on the host. Between two steps."""
+    cache.synchronize()  # a swap that is under way may still write what is read here
     found = pool.match_prefix(hashes)
     rows = [
         cache.read_host(pool.host.slot_of(block_hash)) if block == NULL_BLOCK else cache.read_device(block)
         for block, block_hash in zip(found, hashes, strict=False)
     ]
-    cache.synchronize()
     data = np.stack([row.numpy() for row in rows]) if rows else np.zeros((0, cache.block_bytes), np.uint8)
     return BlockBundle(tuple(hashes[: len(found)]), cache.format, data)
 

@@ -74,7 +74,7 @@ class KVCache:
         return f"{self.layout} {str(self.blocks.dtype).removeprefix('torch.')} {shape}"
 
     def read_device(self, block: int) -> Tensor:
-        """A copy on the CPU of one block's bytes, uint8 [block_bytes]; good after `synchronize`."""
+        """A copy on the CPU of one block's bytes, uint8 [block_bytes]."""
         return self.blocks[block].reshape(-1).view(torch.uint8).to("cpu", copy=True)
 
     def read_host(self, slot: int) -> Tensor:

@@ -43,7 +43,7 @@ class Attention:
         heads = self.qkv(hidden).view(num_tokens, -1, self.head_dim)  # [num_tokens, heads + 2 * kv heads, head_dim]
         q, k, v = heads.split_with_sizes((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = (self._norm_heads(x, norm, step.kernels) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
+            q, k = (step.kernels.rms_norm(x, norm, self.eps) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         rope, cache, slots = step.rope, step.kv_cache, step.metadata.slot_mapping
         step.kernels.rope_and_write_kv(
             q, k, v, rope.cos, rope.sin, step.positions, cache, self.layer, slots, layout=step.layout
@@ -58,9 +58,6 @@ class Attention:
             sliding_window=self.sliding_window,
         )
         return self.o(attended.reshape(num_tokens, -1))
-
-    def _norm_heads(self, heads: torch.Tensor, weight: torch.Tensor, kernels: Kernels) -> torch.Tensor:
-        return kernels.rms_norm(heads.reshape(-1, self.head_dim), weight, self.eps).view(heads.shape)
 
 
 @dataclass(frozen=True, slots=True)
