@@ -68,7 +68,7 @@ def rope_and_write_kv(
             *(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, 0),  # no norm of the heads
             *(cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), at.k, at.v, slot_mapping.data_ptr()),
             *(2 * x.stride(d) for x in (q, k, v) for d in (0, 1)),
-            *(at.block_stride, at.token_stride, at.head_stride, num_heads, num_kv_heads, 0.0),
+            *(at.block_stride, at.token_stride, at.head_stride, num_heads, num_kv_heads, 0.0, 1.0, 1.0),
         ),
         (q, k, v, cos, sin, positions, kv_cache, slot_mapping),
     )

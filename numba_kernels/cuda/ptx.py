@@ -69,6 +69,7 @@ ldg_u16 = _instruction("ldg_u16", [U32], [I64], _LDG_U16, "ordered")
 # The ordinary path: for what this launch writes too, each thread only what it read itself.
 ld128 = _instruction("ld128", [U32] * 4, [I64], "ld.global.v4.u32 {$0,$1,$2,$3}, [$4];", "ordered")
 stg128 = _instruction("stg128", [], [I64] + [U32] * 4, "st.global.v4.u32 [$0], {$1,$2,$3,$4};", "memory")
+stg64 = _instruction("stg64", [], [I64] + [U32] * 2, "st.global.v2.u32 [$0], {$1,$2};", "memory")
 stg_u32 = _instruction("stg_u32", [], [I64, U32], "st.global.u32 [$0], $1;", "memory")
 stg_i64 = _instruction("stg_i64", [], [I64, I64], "st.global.s64 [$0], $1;", "memory")
 stg_f32 = _instruction("stg_f32", [], [I64, F32], "st.global.f32 [$0], $1;", "memory")

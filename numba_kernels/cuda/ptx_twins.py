@@ -163,6 +163,9 @@ class PtxTwins:
     def stg128(self, address: int, a: int, b: int, c: int, d: int) -> None:
         self._memory.write(address, "<4I", a, b, c, d)
 
+    def stg64(self, address: int, a: int, b: int) -> None:
+        self._memory.write(address, "<2I", a, b)
+
     def stg_u32(self, address: int, value: int) -> None:
         self._memory.write(address, "<I", value)
 

@@ -5,6 +5,7 @@ head_dim x 2 bytes of every head of q, k and v are read and written once, and he
 other heads find in the L1 cache.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ HEAD_DIMS = (64, 96, 128, 256)
 ELEMENTS = ("bf16", "f16")
 
 # q, k, v, q_norm, k_norm, cos, sin, positions, k_cache, v_cache, slot_mapping; strides of q, k and v (row, head) and
-# of the cache (block, token, head); num_heads, num_kv_heads, eps
-ROPE_KV_WRITE_ARGUMENTS = ("int64",) * 11 + ("int64",) * 9 + ("int32", "int32", "float32")
+# of the cache (block, token, head); num_heads, num_kv_heads; eps, k_inverse_scale, v_inverse_scale
+ROPE_KV_WRITE_ARGUMENTS = ("int64",) * 11 + ("int64",) * 9 + ("int32", "int32") + ("float32",) * 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,11 @@ class RopeVariant:
     element: str = "bf16"  # of q, k, v and the cache
     block_size: int = 16  # tokens per block of the cache
     norm: bool = False  # whether the heads of q and k are normed first, as Qwen3 does
+    kv_element: str = ""  # "e4m3": a cache of 8-bit numbers, from compute capability 8.9 on
 
     def __post_init__(self) -> None:
-        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS or self.block_size <= 0:
+        known = self.element in ELEMENTS and self.kv_element in ("", "e4m3")
+        if self.head_dim not in HEAD_DIMS or not known or self.block_size <= 0:
             raise ValueError(f"no rotation of head_dim {self.head_dim}, {self.element}, blocks of {self.block_size}")
         if self.norm and self.lanes_per_head & (self.lanes_per_head - 1):
             raise ValueError(f"no norm of heads of {self.head_dim} with their rotation: use rms_norm before it")
@@ -41,8 +44,8 @@ class RopeVariant:
     @property
     def name(self) -> str:
         """Of the kernel."""
-        norm = "-norm" if self.norm else ""
-        return f"rope-kv-write-{self.element}-{self.head_dim}-b{self.block_size}{norm}"
+        elements = f"{self.element}-{self.kv_element}" if self.kv_element else self.element
+        return f"rope-kv-write-{elements}-{self.head_dim}-b{self.block_size}{'-norm' if self.norm else ''}"
 
     @property
     def lanes_per_head(self) -> int:
@@ -114,6 +117,28 @@ def make_rotate(element: str, target: Target) -> Any:
     return rotate
 
 
+def make_store_quantised(variant: RopeVariant, target: Target) -> Any:
+    """store_quantised(x, to, inverse_scale): x times inverse_scale as e4m3; `to` is where the first half goes.
+
+    As `kv_write` does it: from rounded elements, what is beyond 448 becoming 448.
+    """
+    ptx, half_bytes = target.ptx, variant.head_dim // 2
+    unpack = getattr(ptx, f"unpack_{variant.element}")
+
+    @target.device
+    def quantise(first, second, inverse_scale):  # type: ignore[no-untyped-def]
+        a, b = unpack(first)
+        c, d = unpack(second)
+        return ptx.pack_e4m3(a * inverse_scale, b * inverse_scale, c * inverse_scale, d * inverse_scale)
+
+    @target.device
+    def store_quantised(x, to, inverse_scale):  # type: ignore[no-untyped-def]
+        ptx.stg64(to, quantise(x[0], x[1], inverse_scale), quantise(x[2], x[3], inverse_scale))
+        ptx.stg64(to + half_bytes, quantise(x[4], x[5], inverse_scale), quantise(x[6], x[7], inverse_scale))
+
+    return store_quantised
+
+
 def make_rope_kv_write(variant: RopeVariant, target: Target) -> Callable[..., None]:
     """The kernel. Grid (num_tokens, variant.num_blocks(num_heads, num_kv_heads)), `NUM_THREADS` threads.
 
@@ -121,19 +146,23 @@ def make_rope_kv_write(variant: RopeVariant, target: Target) -> Callable[..., No
     are; q_norm and k_norm [head_dim] (0 without `norm`, as eps); cos and sin float32 [max_positions, head_dim / 2];
     positions int64 [num_tokens]; a layer's K and V [num_blocks, ..., num_kv_heads, block_size, head_dim]; slot_mapping
     int64 [num_tokens], block * block_size + offset, or -1: neither k nor v is written, q is rotated all the same.
-    Addresses, then strides in bytes; all but positions' and slot_mapping's multiples of 16. But for q, no input may be
-    written during the launch, and q and k may not overlap.
+    Addresses, then strides in bytes; all but positions' and slot_mapping's multiples of 16. For a cache of e4m3, 1 /
+    the scales: what its numbers are to be multiplied by to be k and v again. But for q, no input may be written during
+    the launch, and q and k may not overlap.
 
     As the CPU's: element i of the first half turns with element i of the second, in float32, rounded once.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     uint32, has_norm, head_dim, block_size = target.uint32, variant.norm, variant.head_dim, variant.block_size
     lanes, rotate = variant.lanes_per_head, make_rotate(variant.element, target)
+    quantised, stored_bytes = bool(variant.kv_element), 8 if variant.kv_element else 16
+    store_quantised = make_store_quantised(variant, target)
     head_factor, scale_head = make_norm_head(variant, target)
 
     def rope_kv_write(  # type: ignore[no-untyped-def]
         q, k, v, q_norm, k_norm, cos, sin, positions, k_cache, v_cache, slot_mapping, q_stride, q_head_stride, k_stride,
-        k_head_stride, v_stride, v_head_stride, block_stride, token_stride, head_stride, num_heads, num_kv_heads, eps
+        k_head_stride, v_stride, v_head_stride, block_stride, token_stride, head_stride, num_heads, num_kv_heads, eps,
+        k_inverse_scale, v_inverse_scale
     ):  # fmt: skip
         token = int64(cuda.blockIdx.x)
         position = ptx.ldg_i64(positions + token * 8)
@@ -146,7 +175,7 @@ def make_rope_kv_write(variant: RopeVariant, target: Target) -> Callable[..., No
         lane = int32(item % lanes)
         at = int64(lane) * 16
         block = int64(uint32(slot) // uint32(block_size))
-        place = block * block_stride + (slot - block * block_size) * token_stride + at
+        place = block * block_stride + (slot - block * block_size) * token_stride + int64(lane) * stored_bytes
         if head < num_heads:
             source = q + token * q_stride + head * q_head_stride + at
             to = source
@@ -171,8 +200,11 @@ def make_rope_kv_write(variant: RopeVariant, target: Target) -> Callable[..., No
             angle = position * (head_dim * 2) + at * 2
             rotate(x, cos + angle, sin + angle)
         if exists and (head < num_heads or slot >= 0):
-            ptx.stg128(to, x[0], x[1], x[2], x[3])
-            ptx.stg128(to + head_dim, x[4], x[5], x[6], x[7])
+            if quantised and head >= num_heads:
+                store_quantised(x, to, k_inverse_scale if head < first_v else v_inverse_scale)
+            else:
+                ptx.stg128(to, x[0], x[1], x[2], x[3])
+                ptx.stg128(to + head_dim, x[4], x[5], x[6], x[7])
 
     return rope_kv_write
 
@@ -186,12 +218,14 @@ def rope_kv_write_kernel(variant: RopeVariant) -> Kernel:
         NUM_THREADS,
         8,
         name=variant.name,
+        min_compute_capability=(8, 9) if variant.kv_element else (8, 0),
         instructions=("LDG.128", "STG.128"),
         wide=True,
     )
 
 
 def common_rope_kv_writes() -> list[RopeVariant]:
-    """Every head_dim and element, and head_dim 64 and 128 in bfloat16 with a norm."""
+    """Every head_dim and element, and head_dim 64 and 128 in bfloat16 with a norm, each into a cache of e4m3 too."""
     plain = [RopeVariant(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS]
-    return [*plain, RopeVariant(64, norm=True), RopeVariant(128, norm=True)]
+    variants = [*plain, RopeVariant(64, norm=True), RopeVariant(128, norm=True)]
+    return [*variants, *(dataclasses.replace(v, kv_element="e4m3") for v in variants if v.element == "bf16")]

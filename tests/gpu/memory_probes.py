@@ -62,8 +62,7 @@ def _make_ldg64(target: Target) -> Callable[..., None]:
     def probe(operands, results, num_lanes):  # type: ignore[no-untyped-def]
         lane = int64(cuda.blockIdx.x) * NUM_THREADS + int64(cuda.threadIdx.x)
         a, b = ptx.ldg64(operands + lane * 8)
-        ptx.stg_u32(results + lane * 8, b)
-        ptx.stg_u32(results + lane * 8 + 4, a)
+        ptx.stg64(results + lane * 8, b, a)
 
     return probe
 
@@ -268,7 +267,7 @@ def memory_probes() -> list[Probe]:
     """All of them."""
     return [
         *(_probe(f"{name}", _make_wide_load(name), (name, "stg128"), _quads_reversed) for name in ("ldg128", "ld128")),
-        _probe("ldg64", _make_ldg64, ("ldg64", "stg_u32"), _pairs_reversed, 2, 2),
+        _probe("ldg64", _make_ldg64, ("ldg64", "stg64"), _pairs_reversed, 2, 2),
         _probe("scalars", _make_scalars, ("ldg_i32", "ldg_f32", "ldg_i64", "stg_u32", "stg_f32"), list),
         _probe("ldg-u16", _make_halves, ("ldg_u16", "stg_u32"), _halves_swapped, 1, 1),
         _probe("stg-i64", _make_stg_i64, ("stg_i64", "ldg_i64"), list, 2, 2),

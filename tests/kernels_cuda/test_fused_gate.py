@@ -35,7 +35,8 @@ def test_a_rotation_touches_each_element_once(variant: RopeVariant, builds: dict
         "LDG.128": 2 + 4 + (2 if variant.norm else 0),  # the two halves, cos and sin, weights
         "LDG.64": 2,  # position and slot
         "STG.128": 2,
-        "STG": 2,
+        "STG.64": 2 if variant.kv_element else 0,
+        "STG": 4 if variant.kv_element else 2,
         "SHFL": variant.lanes_per_head.bit_length() - 1 if variant.norm else 0,
     }
     for build in builds[variant.name].values():

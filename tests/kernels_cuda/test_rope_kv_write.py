@@ -1,8 +1,10 @@
 """rope_kv_write, the kernel's own source in the simulator, against the reference in float64, rounded once."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +36,7 @@ class Heads:
     positions: torch.Tensor
     kv_cache: torch.Tensor
     slot_mapping: torch.Tensor
+    scales: tuple[float, float] = (1.0, 1.0)  # of K and V in a cache of e4m3
 
     def run(self, *, make: Any = make_rope_kv_write, seed: int = 0) -> None:
         """The kernel: q and the cache are written, k and v are in the same memory as q, the rest is read-only."""
@@ -44,11 +47,13 @@ class Heads:
         addresses = [x.data_ptr() for x in (self.q, self.k, self.v, self.norms[0], self.norms[1], self.cos, self.sin)]
         addresses += [x.data_ptr() for x in (self.positions, *self.kv_cache[0, LAYER], self.slot_mapping)]
         strides = [2 * s for x in (self.q, self.k, self.v) for s in x.stride()[:2]]
-        strides += [2 * self.kv_cache.stride(d) for d in (0, 4, 3)]
-        Simulator([*inputs, storage_of(self.q), bits(self.kv_cache)], seed).launch(
+        strides += [self.kv_cache.element_size() * self.kv_cache.stride(d) for d in (0, 4, 3)]
+        inverse_scales = [np.float32(1 / scale) for scale in self.scales]
+        cache = self.kv_cache.view(torch.uint8).numpy()
+        Simulator([*inputs, storage_of(self.q), cache], seed).launch(
             lambda target: make(self.variant, target),
             Index3(num_tokens, self.variant.num_blocks(num_heads, num_kv_heads)), NUM_THREADS,
-            *addresses, *strides, num_heads, num_kv_heads, EPS,
+            *addresses, *strides, num_heads, num_kv_heads, EPS, *inverse_scales,
         )  # fmt: skip
 
     def assert_right_after(self, **arguments: Any) -> None:
@@ -125,6 +130,25 @@ def test_blocks_may_hold_any_number_of_tokens() -> None:
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_heads_are_normed_before_they_turn(head_dim: int, element: str) -> None:
     random_heads(RopeVariant(head_dim, element, norm=True), [17, 40]).assert_right_after()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("element", ["bf16", "f16"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_a_cache_of_e4m3_gets_what_another_would_hold_divided_by_the_scales(
+    head_dim: int, element: str, norm: bool
+) -> None:
+    wide = random_heads(RopeVariant(head_dim, element, norm=norm), [17, -1, 40])
+    narrow = random_heads(RopeVariant(head_dim, element, norm=norm, kv_element="e4m3"), [17, -1, 40])
+    narrow = dataclasses.replace(
+        narrow, kv_cache=torch.full(wide.kv_cache.shape, float("nan")).to(torch.float8_e4m3fn), scales=(0.25, 0.005)
+    )
+    wide.run()
+    narrow.run()
+    inverse = torch.tensor([1 / scale for scale in narrow.scales]).view(2, 1, 1, 1)
+    expected = (wide.kv_cache.float() * inverse).clamp(-448, 448).to(torch.float8_e4m3fn)
+    np.testing.assert_array_equal(narrow.kv_cache.float(), expected.float())  # NaN where nothing was written
+    assert torch.equal(narrow.q, wide.q)
 
 
 def test_it_agrees_with_the_cpu_kernel() -> None:
