@@ -134,7 +134,7 @@ def attend_prefill(
         (
             *(q.data_ptr(), at.k, at.v, *(x.data_ptr() for x in inputs)),
             *(at.block_stride, at.head_stride, 4 * tables.stride(0), 2 * q.stride(0), 2 * q.stride(1)),
-            *(NO_WINDOW if window is None else window, group_size, scale * _LOG2_E),
+            *(NO_WINDOW if window is None else window, group_size, scale * _LOG2_E, 1.0),
         ),
         (q, kv_cache, *inputs),
     )

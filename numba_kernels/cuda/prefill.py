@@ -24,8 +24,8 @@ from numba_kernels.cuda.prefill_tile import (
 from numba_kernels.cuda.prefill_variant import ELEMENTS, HEAD_DIMS, PrefillVariant
 from numba_kernels.cuda.target import Kernel, Target
 
-# q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, work, out; strides; window, group_size, scale
-PREFILL_ARGUMENTS = ("int64",) * 8 + ("int64",) * 5 + ("int32", "int32", "float32")
+# q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, work, out; strides; window, group_size, scale, v_scale
+PREFILL_ARGUMENTS = ("int64",) * 8 + ("int64",) * 5 + ("int32", "int32", "float32", "float32")
 
 
 def make_attend_tile(variant: PrefillVariant, target: Target) -> Any:
@@ -61,8 +61,8 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
     head_dim], of which the last two are contiguous; block_tables int32 [num_seqs, max_blocks]; cu_seqlens_q int32
     [num_seqs + 1]; seq_lens int32 [num_seqs]; work int32 [num_work, 4] (`prefill_plan.py`); out contiguous, as q; of
     rows that no work names nothing is written. Strides in bytes: cache block, head; table row; q row and head; all of
-    q's and the cache's multiples of 16. `window`: how many tokens a query sees. `scale` is times log2(e), above 0. K,
-    V, q and tables must not be written during the launch.
+    q's and the cache's multiples of 16. `window`: how many tokens a query sees. `scale` is times log2(e), above 0;
+    the result is multiplied by `v_scale`. K, V, q and tables must not be written during the launch.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     float32, uint32, head_dim = target.float32, target.uint32, variant.head_dim
@@ -79,7 +79,7 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
 
     def prefill(  # type: ignore[no-untyped-def]
         q, k_cache, v_cache, block_tables, cu_seqlens_q, seq_lens, work, out, block_stride, head_stride, table_stride,
-        q_stride, q_head_stride, window, group_size, scale
+        q_stride, q_head_stride, window, group_size, scale, v_scale
     ):  # fmt: skip
         w0, w1, w2, w3 = ptx.ldg128(work + int64(cuda.blockIdx.y) * 16)
         if w3 == 0:
@@ -149,7 +149,7 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
             stage = other
             tile = int32(tile + 1)
             load_block_ids(ids, table, int32(tile + 1), last_token)
-        stage_rows(acc, state, rows)
+        stage_rows(acc, state, rows, v_scale)
         cuda.syncwarp()
         out_stride = num_heads * (head_dim * 2)
         out_head = out + q_begin * out_stride + head * (head_dim * 2)

@@ -10,9 +10,10 @@ from numba_kernels.cuda.target import Target
 
 
 def make_stage_rows(variant: PrefillVariant, target: Target) -> Any:
-    """stage_rows(acc, state, rows): acc / sum of the weights, rounded, to `rows`: the warp's own part of Q's place.
+    """stage_rows(acc, state, rows, v_scale): acc x v_scale / sum of the weights, rounded, to `rows`.
 
-    A lane's word of chunk n goes to row g, place n ^ f(g), word j: 32 different banks.
+    That is the warp's own part of Q's place. A lane's word of chunk n goes to row g, place n ^ f(g), word j: 32
+    different banks.
     """
     cuda, ptx, int32, float32 = target.cuda, target.ptx, target.int32, target.float32
     pack, swizzle = getattr(ptx, f"pack_{variant.element}"), make_swizzle(variant.head_dim, target)
@@ -20,15 +21,15 @@ def make_stage_rows(variant: PrefillVariant, target: Target) -> Any:
     num_rows, units = 2 * variant.work_shape.row_tiles, variant.head_dim // 8
 
     @target.device
-    def stage_rows(acc, state, rows):  # type: ignore[no-untyped-def]
+    def stage_rows(acc, state, rows, v_scale):  # type: ignore[no-untyped-def]
         g = int32((cuda.threadIdx.x >> 2) & 7)
         word = int32((cuda.threadIdx.x & 3) * 4)
         for r in range(num_rows):
-            inverse = float32(1.0) / row_sum(state[num_rows + r])
+            factor = v_scale * (float32(1.0) / row_sum(state[num_rows + r]))
             for n in range(units):
                 i = ((r >> 1) * units + n) * 4 + (r & 1) * 2
                 to = int32(rows + swizzle(int32(r * 8 + g), n) + word)
-                ptx.sts_u32(to, pack(acc[i] * inverse, acc[i + 1] * inverse))
+                ptx.sts_u32(to, pack(acc[i] * factor, acc[i + 1] * factor))
 
     return stage_rows
 

@@ -87,6 +87,7 @@ class PrefillBatch:
             variant.num_threads,
             self.q.data_ptr(), *kv, *(address(a) for a in (*inputs[2:], out)), *cache_strides,
             self.block_tables.stride(0) * 4, *q_strides, self.window, self.group_size, scale,
+            np.float32(1.0),
             dynamic_shared_bytes=variant.shared_bytes,
         )  # fmt: skip
         return torch.from_numpy(out).view(self.q.dtype)
