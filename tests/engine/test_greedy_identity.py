@@ -105,7 +105,7 @@ def test_with_prefix_hits(prompts: list[list[int]], alone: Outputs, real_engine:
     assert hits == sum((len(prompt) - 1) // 16 * 16 for prompt in prompts)
 
 
-@pytest.mark.parametrize("budget", [17, 64, 512])
+@pytest.mark.parametrize("budget", [17, *(pytest.param(budget, marks=pytest.mark.slow) for budget in (64, 512))])
 def test_with_chunked_prefill(
     prompts: list[list[int]], alone: Outputs, real_engine: EngineFactory, budget: int
 ) -> None:

@@ -111,7 +111,9 @@ def test_with_preemption_by_recompute() -> None:
         pytest.param(lookback_config(), torch.float16, id="float16"),
         # One token more, and layer 0 saw what it looks for.
         pytest.param(lookback_config(window=FIRST_LAG), torch.bfloat16, id="sliding window"),
-        pytest.param(lookback_config(qk_norm=True), torch.bfloat16, id="norms of queries and keys"),
+        pytest.param(
+            lookback_config(qk_norm=True), torch.bfloat16, id="norms of queries and keys", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_of_other_models(config: ModelConfig, dtype: torch.dtype) -> None:
