@@ -1,7 +1,6 @@
-"""What a launch costs the host: `python -m numba_kernels.cuda.bench_launch`.
+"""What a launch costs the host without a GPU: `python -m numba_kernels.cuda.bench_launch`.
 
-Without `--gpu` the driver's functions do nothing, so what is measured is ours alone. With it, kernels that end at once
-go to torch's current GPU, and ours is what is above a compiled loop over the same cuLaunchKernel.
+The driver's functions do nothing, so what is measured is ours alone. `make gpu` measures it over a real driver.
 """
 
 import argparse
@@ -16,12 +15,11 @@ from numba import cfunc, types
 
 from numba_kernels.cuda.driver import SIGNATURES, Driver
 from numba_kernels.cuda.empty_kernel import empty_kernel
-from numba_kernels.cuda.gpu_launcher import GpuLauncher, open_gpu
-from numba_kernels.cuda.images import default_images
+from numba_kernels.cuda.gpu_launcher import GpuLauncher
 from numba_kernels.cuda.launcher import DeviceProperties
 from numba_kernels.cuda.target import Index3, Kernel
 
-_BATCH = 500  # fewer than the driver queues before it makes the host wait
+_BATCH = 500
 _ARGUMENTS = (*range(20), 32, 8, 1e-5)
 
 
@@ -63,35 +61,32 @@ def launcher_without_gpu() -> GpuLauncher:
     )
 
 
-def microseconds(launches: Callable[[int], object], wait: Callable[[], None], rounds: int) -> float:
-    """The best of `rounds` times, per launch; `launches(n)` asks for n, `wait` until they are done is not counted."""
+def microseconds(launches: Callable[[int], object], rounds: int) -> float:
+    """The best of `rounds` times, per launch; `launches(n)` asks for n."""
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
         launches(_BATCH)
         times.append(time.perf_counter() - began)
-        wait()
     return min(times[1:]) / _BATCH * 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m numba_kernels.cuda.bench_launch", description=__doc__)
-    parser.add_argument("--gpu", action="store_true", help="launch on torch's current GPU")
     parser.add_argument("--rounds", type=int, default=101)
     options = parser.parse_args()
-    gpu = open_gpu(torch.device("cuda"), default_images()) if options.gpu else launcher_without_gpu()
-    wait = gpu.synchronize if options.gpu else lambda: None
-    kernel, grid = empty_kernel(), Index3(1)
+    gpu, kernel, grid = launcher_without_gpu(), empty_kernel(), Index3(1)
 
     def ours(count: int) -> None:
         for _ in range(count):
             gpu.launch(kernel, grid, 32, _ARGUMENTS, ())
 
     ours(1)
-    bare = microseconds(gpu.bare_loop(kernel), wait, options.rounds)
-    whole = microseconds(ours, wait, options.rounds)
-    where = torch.cuda.get_device_name() if options.gpu else "no GPU, a driver that does nothing"
-    print(f"{where}; {len(_ARGUMENTS)} arguments; best of {options.rounds} rounds of {_BATCH} launches")
+    bare = microseconds(gpu.bare_loop(kernel), options.rounds)
+    whole = microseconds(ours, options.rounds)
+    print(
+        f"a driver that does nothing; {len(_ARGUMENTS)} arguments; best of {options.rounds} rounds of {_BATCH} launches"
+    )
     print(f"compiled loop over cuLaunchKernel: {bare:6.2f} us a launch")
     print(f"GpuLauncher.launch:                {whole:6.2f} us a launch, {whole - bare:.2f} us above it")
 

@@ -9,6 +9,7 @@ import torch
 from numba_kernels.cuda.driver import Copy, CudaError, Driver
 from numba_kernels.cuda.gpu_launcher import GpuLauncher
 from numba_kernels.cuda.launcher import DeviceProperties
+from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 from numba_kernels.cuda.swap import runs
 from numba_kernels.cuda.target import Index3, Kernel
 from tests.kernels_cuda.fake_driver import FakeDriver
@@ -174,11 +175,23 @@ def test_host_memory_that_is_not_pinned_is_refused() -> None:
 
 
 def test_what_a_launch_costs_is_measured_with_the_same_launches_either_way() -> None:
-    from tests.gpu.launch_cost import bare_burst, launcher_burst
+    from tests.gpu.launch_cost import KERNEL, bare_burst, launcher_burst, nothing_to_write
 
-    bare, ours = FakeDriver(len(TYPES)), FakeDriver()
-    bare_burst(Driver(bare), kernel(), b"ptx\0", 0x57, ARGS)(3)
-    launcher_burst(launcher(ours), kernel(), ARGS)(4)
-    assert len(bare.launches) == len(ours.launches) == 4  # the bare loop's first fills its record
-    for a, b in zip(bare.launches, ours.launches, strict=True):
-        assert (a.function, a.grid, a.threads, a.stream, a.slots) == (b.function, b.grid, b.threads, b.stream, b.slots)
+    fake, memory = FakeDriver(), torch.full((1024,), -1)
+    gpu, args = launcher(fake), nothing_to_write(memory)
+    fake.num_arguments = len(KERNEL.argument_types)
+    launcher_burst(gpu, args)(3)
+    bare_burst(gpu, args)(4)
+    first, *others = fake.launches
+    assert others == [first] * 7  # the bare loop's first fills its record
+    formats = {"int64": "<q", "int32": "<i", "float32": "<f"}
+    types = zip(KERNEL.argument_types, first.slots, strict=True)
+    assert tuple(struct.unpack_from(formats[name], slot)[0] for name, slot in types) == args
+
+
+def test_the_launch_that_is_measured_writes_nothing() -> None:
+    from tests.gpu.launch_cost import KERNEL, nothing_to_write
+
+    memory = torch.full((1024,), -1)
+    SimulatedLauncher().launch(KERNEL, Index3(1), KERNEL.num_threads, nothing_to_write(memory), (memory,))
+    assert (memory == -1).all()
