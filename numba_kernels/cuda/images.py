@@ -12,6 +12,10 @@ from numba_kernels.cuda.target import Kernel
 
 PREBUILT_FOLDER = Path(__file__).parents[2] / "build" / "cuda-kernels"  # of this checkout
 _COMPILER = ("numba-cuda", "numba", "llvmlite")
+_REMEDY = (
+    "Install serve-paged[cuda], or build elsewhere: make gpu-kernels, "
+    f"or python -m numba_kernels.cuda.prebuild --out {PREBUILT_FOLDER}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +25,14 @@ class CompiledImages:
     folder: Path
 
     def image(self, kernel: Kernel, compute_capability: tuple[int, int]) -> bytes:
-        """PTX, with a 0 at its end. Raises RuntimeError without numba-cuda or on a GPU without the instructions."""
+        """PTX, with a 0 at its end. Raises RuntimeError without a compiler or on a GPU without the instructions."""
         if compute_capability < kernel.min_compute_capability:
             raise RuntimeError(f"{kernel.name} needs compute capability {kernel.min_compute_capability}")
         path = self.folder / f"{kernel.name}-{_stamp(kernel)}.ptx"
         if not path.exists():
-            from numba_kernels.cuda.compiled import compile_to_ptx  # needs numba-cuda, which may be missing
-
+            text = _compile(kernel)
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, compile_to_ptx(kernel))
+            _write_whole(path, text)
         return path.read_bytes() + b"\0"
 
 
@@ -69,15 +72,26 @@ def has_compiler() -> bool:
     return True
 
 
+def _compile(kernel: Kernel) -> str:
+    """PTX. Raises RuntimeError with the remedy where numba-cuda, of whatever version, is there but cannot compile."""
+    try:
+        from numba_kernels.cuda.compiled import compile_to_ptx  # needs numba-cuda, which may be missing
+
+        return compile_to_ptx(kernel)
+    except Exception as error:
+        raise RuntimeError(f"{_not_prebuilt(kernel)}: {type(error).__name__}: {error}. {_REMEDY}") from error
+
+
+def _not_prebuilt(kernel: Kernel) -> str:
+    return f"{kernel.name} is not prebuilt and cannot be compiled here"
+
+
 def _stamp(kernel: Kernel) -> str:
     """Of the kernel's source and the compiler's versions. Raises RuntimeError where no compiler is installed."""
     try:
         versions = [importlib.metadata.version(name) for name in _COMPILER]
     except importlib.metadata.PackageNotFoundError as missing:
-        raise RuntimeError(
-            f"{kernel.name} is not prebuilt and cannot be compiled: {missing.name} is not installed. Install "
-            f"serve-paged[cuda], or build elsewhere: python -m numba_kernels.cuda.prebuild --out {PREBUILT_FOLDER}"
-        ) from None
+        raise RuntimeError(f"{_not_prebuilt(kernel)}: {missing.name} is not installed. {_REMEDY}") from None
     return hashlib.blake2b(repr((source_hash(kernel), versions)).encode(), digest_size=8).hexdigest()
 
 

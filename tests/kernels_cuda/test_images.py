@@ -9,6 +9,7 @@ from numba_kernels.cuda.empty_kernel import empty_kernel
 from numba_kernels.cuda.images import CompiledImages, Images
 from numba_kernels.cuda.prebuild import describe
 from numba_kernels.cuda.prebuilt import Prebuilt, read_prebuilt, write_manifest
+from numba_kernels.cuda.target import Kernel
 
 
 def prebuilt_folder(folder: Path, *, is_stale: bool = False) -> Prebuilt:
@@ -66,6 +67,22 @@ def test_without_the_compiler_the_message_says_what_to_do(
     monkeypatch.setattr(images.importlib.metadata, "version", without_compiler)
     with pytest.raises(RuntimeError, match=r"python -m numba_kernels\.cuda\.prebuild"):
         Images(prebuilt, CompiledImages(tmp_path)).image(empty_kernel(), (9, 0))
+
+
+def test_a_compiler_that_cannot_compile_names_the_kernel_that_is_not_prebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba-cuda without its nvvm, say."""
+
+    def broken(kernel: Kernel) -> str:
+        raise OSError("libnvvm cannot be found")
+
+    monkeypatch.setattr("numba_kernels.cuda.compiled.compile_to_ptx", broken)
+    chosen = Images(prebuilt_folder(tmp_path, is_stale=True), CompiledImages(tmp_path / "new"))
+    with pytest.raises(RuntimeError, match=r"empty is not prebuilt .*: OSError: libnvvm .*make gpu-kernels") as found:
+        chosen.image(empty_kernel(), (9, 0))
+    assert isinstance(found.value.__cause__, OSError)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_gpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
