@@ -27,9 +27,11 @@ def _instruction(name: str, outputs: list[Any], inputs: list[Any], template: str
     """An intrinsic for a PTX template: $0 and on are the outputs, then the inputs. Several outputs are a tuple.
 
     Flags: "ordered" (keeps its place among other ordered ones), "memory" (ordered, and no other access to memory
-    moves across it), "convergent" (all lanes of the warp run it together).
+    moves across it), "convergent" (all lanes of the warp run it together), "early" (an output is written before the
+    last input is read, so none shares a register with an input).
     """
-    constraints = [f"={_CONSTRAINT[t]}" for t in outputs] + [_CONSTRAINT[t] for t in inputs]
+    written = "=&" if "early" in flags else "="
+    constraints = [f"{written}{_CONSTRAINT[t]}" for t in outputs] + [_CONSTRAINT[t] for t in inputs]
     constraints += ["~{memory}"] if "memory" in flags else []
     results = [_LLVM[t] for t in outputs]
     llvm_result = results[0] if len(results) == 1 else ir.LiteralStructType(results) if results else ir.VoidType()
@@ -151,7 +153,8 @@ lg2 = _instruction("lg2", [F32], [F32], "lg2.approx.ftz.f32 $0, $1;")
 fmax = _instruction("fmax", [F32], [F32, F32], "max.f32 $0, $1, $2;")
 pack_bf16 = _instruction("pack_bf16", [U32], [F32, F32], "cvt.rn.bf16x2.f32 $0, $2, $1;")
 pack_f16 = _instruction("pack_f16", [U32], [F32, F32], "cvt.rn.f16x2.f32 $0, $2, $1;")
-unpack_bf16 = _instruction("unpack_bf16", [F32] * 2, [U32], "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
+_UNPACK_BF16 = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+unpack_bf16 = _instruction("unpack_bf16", [F32] * 2, [U32], _UNPACK_BF16, "early")
 _UNPACK_F16 = "{ .reg .f16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h; }"
 unpack_f16 = _instruction("unpack_f16", [F32] * 2, [U32], _UNPACK_F16)
 f32_bits = _instruction("f32_bits", [I32], [F32], "mov.b32 $0, $1;")
