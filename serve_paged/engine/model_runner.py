@@ -6,10 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from serve_paged.core.sampling_params import MAX_LOGPROBS
 from serve_paged.core.schedule_output import SchedulerOutput
 from serve_paged.engine.batch import build_batch
 from serve_paged.engine.device import to_device
 from serve_paged.engine.kv_cache import KVCache
+from serve_paged.engine.logprobs import LogprobsCopy
 from serve_paged.model.decoder import Decoder
 
 
@@ -74,7 +76,9 @@ class EagerRunner:
     @torch.inference_mode()
     def run_largest(self, num_seqs: int, tokens_per_seq: int) -> None:
         """A step that takes as much memory as any of this size: with the log probabilities of all its tokens."""
-        self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq)).log_softmax(dim=-1)
+        logits = self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq))
+        ids = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
+        LogprobsCopy(logits, ids, [MAX_LOGPROBS] * logits.shape[0], self._decoder.kernels)
 
     def _run_padding(self, num_seqs: int, tokens_per_seq: int) -> Tensor:
         """A step of sequences in the null block, which writes nothing; the hidden states of all its tokens."""

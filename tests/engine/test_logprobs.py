@@ -1,7 +1,15 @@
+import weakref
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from serve_paged.engine.logprobs import NonFiniteLogits, prompt_logprobs, token_logprobs
+from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
+from serve_paged.core.outputs import TokenLogprobs
+from serve_paged.engine import logprobs
+from serve_paged.engine.logprobs import LogprobsCopy, NonFiniteLogits, prompt_logprobs, token_logprobs
 
 
 def test_log_probabilities_and_alternatives_equal_log_softmax() -> None:
@@ -47,3 +55,45 @@ def test_nan_is_a_fault() -> None:
     logits[1, 3] = torch.nan
     with pytest.raises(NonFiniteLogits):
         prompt_logprobs(logits, [1, 1], 0)
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers in any result of an operation."""
+
+    num_numbers = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not func.is_view:
+            self.num_numbers = max(self.num_numbers, found.numel())
+        return found
+
+
+def on_gpu(logits: torch.Tensor) -> list[TokenLogprobs]:
+    """Of the last token in each row, with alternatives, some of them equal."""
+    rows, vocab_size = logits.shape
+    ids = torch.full((rows,), vocab_size - 1)
+    return LogprobsCopy(logits, ids, [20] * rows, CudaKernels(SimulatedLauncher())).read()
+
+
+def test_a_gpu_computes_many_rows_in_chunks_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.round(torch.randn(40, 2000, generator=torch.Generator().manual_seed(3)) * 8) / 4
+    whole = on_gpu(logits)
+    monkeypatch.setattr(logprobs, "CHUNK_ROWS", 6)
+    with _Largest() as largest:
+        chunked = on_gpu(logits)
+    assert chunked == whole == token_logprobs(logits, [1999] * 40, [20] * 40)
+    assert largest.num_numbers == 6 * 2000, "one prompt's log probabilities take no more memory than a chunk's"
+
+
+def test_a_gpu_s_logits_are_free_before_anybody_reads_the_result() -> None:
+    logits = torch.randn(3, 50)
+    copy = LogprobsCopy(logits, torch.tensor([1, 2, 3]), [1, 1, 1], CudaKernels(SimulatedLauncher()))
+    alive = weakref.ref(logits)
+    del logits
+    assert alive() is None
+    assert len(copy.read()) == 3

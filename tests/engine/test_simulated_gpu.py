@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from numba_kernels import Kernels
+from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 from serve_paged.core.outputs import EngineStats, TokenLogprobs
-from serve_paged.core.sampling_params import SamplingParams
+from serve_paged.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from serve_paged.engine import model_runner
 from serve_paged.engine.engine import Engine, Request
+from serve_paged.engine.kv_cache import BlockShape, KVCache
+from serve_paged.engine.logprobs import LogprobsCopy
+from serve_paged.engine.model_runner import EagerRunner
 from serve_paged.model.config import ModelConfig
-from tests.engine.lookback_model import FIRST_LAG, lookback_config, prompt_of
+from tests.engine.lookback_model import FIRST_LAG, lookback_config, lookback_model, prompt_of
 from tests.engine.simulated_gpu import cpu_engine, simulated_engine
 
 NUM_TOP = 5
@@ -120,3 +127,18 @@ def test_of_other_models(config: ModelConfig, dtype: torch.dtype) -> None:
     requests = [Request("a", prompt_of(2, 33), greedy(4)), Request("b", prompt_of(3, 26), greedy(4))]
     gpu, cpu = engines(config, dtype, num_blocks=10, max_num_seqs=2, max_num_batched_tokens=48)
     assert_same(run(gpu, requests), run(cpu, requests))
+
+
+def test_the_step_that_memory_is_measured_with_asks_for_all_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, kernels, asked = lookback_config(), CudaKernels(SimulatedLauncher()), []
+
+    def copying(logits: torch.Tensor, token_ids: torch.Tensor, num_top: list[int], kernels: Kernels) -> None:
+        asked.append((logits.shape, LogprobsCopy(logits, token_ids, num_top, kernels).read()))
+
+    monkeypatch.setattr(model_runner, "LogprobsCopy", copying)
+    decoder = lookback_model(config, torch.bfloat16, kernels=kernels).decoder
+    shape = BlockShape(config.num_layers, config.num_kv_heads, 16, config.head_dim)
+    EagerRunner(decoder, KVCache(shape, torch.bfloat16, kernels, num_blocks=1, num_host_blocks=0)).run_largest(2, 5)
+    [(shape_of_logits, found)] = asked
+    assert shape_of_logits == (10, config.vocab_size)
+    assert [len(token.top) for token in found] == [MAX_LOGPROBS] * 10
