@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+MAX_BATCHED_TOKENS = 65535  # a CUDA grid's second extent, where norms of heads have their tokens
 
 
 def prepare_environment(environ: MutableMapping[str, str]) -> None:
@@ -32,9 +33,9 @@ class EngineConfig:
     block_size: int = 16  # tokens per KV block, a multiple of 16
     kv_cache_gb: float | None = None  # memory for KV blocks, GiB; None: what is free on a GPU, 1.0 on the CPU
     gpu_memory_utilization: float = 0.9  # of the GPU's memory: what weights, KV blocks and the largest step may fill
-    swap_space_gb: float = 0.5  # host memory for swapped-out blocks, GiB; 0 turns swapping off
+    swap_space_gb: float = 0.5  # host memory for swapped-out blocks, GiB, on a GPU pinned; 0 turns swapping off
     max_num_seqs: int = 64  # sequences in one step
-    max_num_batched_tokens: int = 512  # the token budget of one step
+    max_num_batched_tokens: int = 512  # the token budget of one step, at most 65,535
     watermark: float = 0.01  # share of blocks kept free when a sequence is admitted
     prefix_caching: bool = True
     preemption: Literal["auto", "recompute", "swap"] = "auto"  # auto: the cheaper by measured costs
@@ -58,6 +59,7 @@ class EngineConfig:
         require(self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
         # Below that the last sequences in line would stand still until others have finished.
         require(self.max_num_batched_tokens >= self.max_num_seqs, "max_num_batched_tokens", "at least max_num_seqs")
+        require(self.max_num_batched_tokens <= MAX_BATCHED_TOKENS, "max_num_batched_tokens", "at most 65535")
         require(0 <= self.watermark < 1, "watermark", "in [0, 1)")
         require(self.preemption in ("auto", "recompute", "swap"), "preemption", "auto, recompute or swap")
         require(self.ageing_s > 0, "ageing_s", "above 0")

@@ -12,7 +12,6 @@ _SHARED_BYTES_WITHOUT_ASKING = 48 * 1024
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CU_FUNC_ATTRIBUTE_...
 _ERROR_LOG_BUFFER, _ERROR_LOG_BUFFER_SIZE_BYTES = 5, 6  # CU_JIT_...
 _LOG_BYTES = 8192
-_ACCESS_ORDER_STREAM = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_...
 INVALID_CONTEXT = 201
 _UNSUPPORTED_PTX_VERSION = 222
 
@@ -32,19 +31,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 class CudaError(RuntimeError):
     """The driver refused something; says what, with the driver's own name and words for it."""
-
-
-class _MemoryLocation(ctypes.Structure):
-    _fields_ = [("type", c_int), ("id", c_int)]
-
-
-class _CopyAttributes(ctypes.Structure):
-    _fields_ = [
-        ("source_access_order", c_int),
-        ("source_hint", _MemoryLocation),
-        ("destination_hint", _MemoryLocation),
-        ("flags", c_uint),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +58,7 @@ class Driver:
         for name, argument_types in SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = argument_types, c_int
-        self._copy_batch = _find_copy_batch(library)
         self.launch_address = int(ctypes.cast(library.cuLaunchKernel, c_void_p).value or 0)
-
-    @property
-    def copies_in_batches(self) -> bool:
-        """Whether the driver knows cuMemcpyBatchAsync (CUDA 12.8)."""
-        return self._copy_batch is not None
 
     def version(self) -> tuple[int, int]:
         """The newest CUDA that the driver knows, such as (13, 0)."""
@@ -121,13 +101,10 @@ class Driver:
         return int(function.value or 0)
 
     def copy(self, copies: list[Copy], stream: int) -> None:
-        """Ask for copies on a stream, all sources read in its order. They run in no order among themselves."""
-        if self._copy_batch is not None and stream and len(copies) > 1:  # not on the legacy default stream
-            self._copy_batch(self, copies, stream)
-        else:
-            for copy in copies:
-                code = self._library.cuMemcpyAsync(copy.destination, copy.source, copy.num_bytes, stream)
-                self.check(code, f"copying {copy.num_bytes} bytes")
+        """Ask for copies on a stream, one after the other."""
+        for copy in copies:
+            code = self._library.cuMemcpyAsync(copy.destination, copy.source, copy.num_bytes, stream)
+            self.check(code, f"copying {copy.num_bytes} bytes")
 
     def check(self, code: int, doing: str) -> None:
         """Raises CudaError unless `code` is success."""
@@ -150,27 +127,3 @@ class Driver:
             f". The driver knows CUDA {version} and the kernels were compiled by a newer one: update the driver, or "
             "load machine code (python -m numba_kernels.cuda.prebuild --arch, for this GPU's architecture)"
         )
-
-
-def _find_copy_batch(library: Any) -> Any:
-    """What copies in batches, or None. CUDA 13's function has no longer the index of the copy that failed."""
-    name = next((n for n in ("cuMemcpyBatchAsync_v2", "cuMemcpyBatchAsync") if hasattr(library, n)), None)
-    if name is None:
-        return None
-    function = getattr(library, name)
-    failed: tuple[None, ...] = () if name.endswith("_v2") else (None,)
-    array = POINTER(c_uint64)
-    attributes = (POINTER(_CopyAttributes), POINTER(c_size_t), c_size_t)
-    function.argtypes = (array, array, POINTER(c_size_t), c_size_t, *attributes, *(c_void_p for _ in failed), c_void_p)
-    function.restype = c_int
-
-    def copy_batch(driver: Driver, copies: list[Copy], stream: int) -> None:
-        count = len(copies)
-        destinations = (c_uint64 * count)(*(copy.destination for copy in copies))
-        sources = (c_uint64 * count)(*(copy.source for copy in copies))
-        sizes = (c_size_t * count)(*(copy.num_bytes for copy in copies))
-        attribute, first = _CopyAttributes(source_access_order=_ACCESS_ORDER_STREAM), c_size_t(0)
-        code = function(destinations, sources, sizes, count, byref(attribute), byref(first), 1, *failed, stream)
-        driver.check(code, f"copying {count} pieces")
-
-    return copy_batch

@@ -8,11 +8,18 @@ from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.rms_norm import RmsNormVariant, rms_norm_kernel
 from numba_kernels.cuda.target import Index3
 
+_MAX_GROUPS = 65535  # a grid's y
+
 
 def rms_norm(launcher: Launcher, x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> Tensor:
-    """As `numba_kernels.rms_norm`, for bfloat16 and float16 and widths that are multiples of 8, up to 16384."""
+    """As `numba_kernels.rms_norm`, for bfloat16 and float16 and widths that are multiples of 8, up to 16384.
+
+    A norm of heads takes at most 65,535 tokens: they are the grid's second extent.
+    """
     if not 2 <= x.dim() <= 3 or (residual is not None and x.dim() != 2):
         raise ValueError(f"rms_norm takes no x {describe(x)}{' with a residual' if residual is not None else ''}")
+    if x.dim() == 3 and x.shape[0] > _MAX_GROUPS:
+        raise ValueError(f"rms_norm takes at most {_MAX_GROUPS} tokens of several heads, not {x.shape[0]}")
     variant = RmsNormVariant(x.shape[-1], require_element("x", x), residual is not None)
     require_rows("x", x, tuple(x.shape), x.dtype, launcher.device)
     require_rows("weight", weight, (variant.width,), x.dtype, launcher.device)

@@ -142,9 +142,10 @@ def open_gpu(device: torch.device, images: KernelImages) -> GpuLauncher:
     torch.cuda.set_device(device)
     torch.zeros(1, device=device)  # makes the context, and this thread's current one
     found = torch.cuda.get_device_properties(device)
+    shared_bytes = found.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     return GpuLauncher(
         device,
-        DeviceProperties(found.multi_processor_count, (found.major, found.minor)),
+        DeviceProperties(found.multi_processor_count, (found.major, found.minor), shared_bytes),
         load_driver(),
         images,
         current_stream=functools.partial(torch._C._cuda_getCurrentRawStream, index),

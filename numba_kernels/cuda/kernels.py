@@ -12,6 +12,7 @@ from numba_kernels.cuda.decode import HEAD_DIMS
 from numba_kernels.cuda.decode_buffers import DecodeBuffers, Workspace
 from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.metadata import CudaMetadata, cuda_metadata
+from numba_kernels.cuda.prefill_variant import PrefillVariant
 from numba_kernels.kernels import Download
 from numba_kernels.layout import KVLayout
 
@@ -26,7 +27,6 @@ class CudaKernels:
 
     name = "cuda"
     dtypes = tuple(ELEMENTS)
-    head_dims = HEAD_DIMS
 
     def __init__(self, launcher: Launcher) -> None:
         """Raises RuntimeError for a GPU that is too old."""
@@ -34,6 +34,9 @@ class CudaKernels:
         if capability < OLDEST_COMPUTE_CAPABILITY:
             raise RuntimeError("the GPU has compute capability {}.{}, and 8.0 is needed".format(*capability))
         self.launcher = launcher
+        # 256 needs 128 KB of shared memory for a block: GPUs of compute capability 8.6, 8.9 and 12.x have 99 KB.
+        most = launcher.properties.shared_bytes_per_block
+        self.head_dims = tuple(d for d in HEAD_DIMS if PrefillVariant(d).shared_bytes <= most)
         self._workspace = Workspace(launcher)
         self.paged_attention = partial(attention.paged_attention, launcher)
         self.write_kv = partial(cache_ops.write_kv, launcher)

@@ -22,6 +22,7 @@ class DeviceProperties:
 
     num_sms: int
     compute_capability: tuple[int, int]
+    shared_bytes_per_block: int = 227 * 1024  # of shared memory, at most; by default an H100's
 
 
 class Event(Protocol):

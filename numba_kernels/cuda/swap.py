@@ -1,4 +1,9 @@
-"""Whole blocks between the device and pinned host memory: which bytes go where."""
+"""Whole blocks between the device and pinned host memory: which bytes go where.
+
+A row is one KV block of all layers, 0.4 MB (SmolLM2-135M) to 4 MB (a 32B model): ten to a hundred microseconds over the
+bus, where the call that asks for it takes a few. So each run of rows is one cuMemcpyAsync, and copies in batches gain
+nothing.
+"""
 
 from torch import Tensor
 

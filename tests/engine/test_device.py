@@ -6,6 +6,7 @@ import torch
 from numba_kernels import CpuKernels
 from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
+from serve_paged.config import EngineConfig
 from serve_paged.engine.device import choose_dtype, choose_kernels, why_no_gpu
 
 
@@ -58,3 +59,8 @@ def test_float32_is_refused_on_a_gpu_by_name() -> None:
 
 def test_a_gpu_is_given_bfloat16_unless_told_otherwise() -> None:
     assert choose_dtype("auto", CudaKernels(SimulatedLauncher())) is torch.bfloat16
+
+
+def test_a_step_of_more_tokens_than_a_gpu_s_grid_has_is_refused_by_the_setting_s_name() -> None:
+    with pytest.raises(ValueError, match="max_num_batched_tokens must be at most 65535, got 65536"):
+        EngineConfig(max_num_batched_tokens=65536)

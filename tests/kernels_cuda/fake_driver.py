@@ -6,8 +6,6 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint
 from dataclasses import dataclass, field
 from typing import Any
 
-_ADDRESSES, _SIZES = POINTER(c_uint64), POINTER(c_size_t)
-
 
 @dataclass
 class Launch:
@@ -35,7 +33,6 @@ class FakeDriver:
     finished: list[int] = field(default_factory=list)
     said: list[bytes] = field(default_factory=list)
     copies: list[tuple[int, int, int, int]] = field(default_factory=list)  # destination, source, bytes, stream
-    batches: list[list[tuple[int, int, int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         pointer = POINTER(c_void_p)
@@ -52,12 +49,6 @@ class FakeDriver:
         self._export("cuModuleGetFunction", self._give(0xF0), pointer, c_void_p, c_char_p)
         load = (pointer, c_char_p, c_uint, POINTER(c_int), pointer)
         self._export("cuModuleLoadDataEx", self._load, *load)
-
-    def with_batches(self) -> "FakeDriver":
-        """And CUDA 13's cuMemcpyBatchAsync."""
-        arrays = (_ADDRESSES, _ADDRESSES, _SIZES, c_size_t, c_void_p, _SIZES, c_size_t, c_void_p)
-        self._export("cuMemcpyBatchAsync_v2", self._copy_batch, *arrays)
-        return self
 
     def _export(self, name: str, function: Callable[..., Any], *argument_types: Any) -> None:
         def called(*call: Any) -> int:
@@ -91,17 +82,3 @@ class FakeDriver:
         *sizes, shared_bytes, stream, arguments, _extra = call
         slots = [ctypes.string_at(arguments[i], 8) for i in range(self.num_arguments)]
         self.launches.append(Launch(function, tuple(sizes[:3]), tuple(sizes[3:]), shared_bytes, stream or 0, slots))
-
-    def _copy_batch(
-        self,
-        destinations: Any,
-        sources: Any,
-        sizes: Any,
-        count: int,
-        _attributes: Any,
-        first: Any,
-        number: int,
-        _s: Any,
-    ) -> None:
-        assert (first[0], number) == (0, 1)
-        self.batches.append([(destinations[i], sources[i], sizes[i]) for i in range(count)])

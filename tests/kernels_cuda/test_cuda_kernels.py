@@ -255,6 +255,12 @@ def test_blocks_that_are_not_there_are_refused(
         kernels.copy_blocks(cache, torch.tensor(pairs))
 
 
+def test_a_norm_of_heads_over_more_tokens_than_a_grid_has_is_refused(kernels: CudaKernels) -> None:
+    x = torch.zeros(1, 1, 64, dtype=torch.bfloat16).expand(65536, 1, 64)
+    with pytest.raises(ValueError, match="at most 65535 tokens"):
+        kernels.rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-6)
+
+
 def test_a_gpu_that_is_too_old_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"7\.5, and 8\.0 is needed"):
         CudaKernels(SimulatedLauncher(properties=DeviceProperties(40, (7, 5))))

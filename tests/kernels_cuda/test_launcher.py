@@ -151,21 +151,10 @@ def test_rows_that_are_neighbours_on_both_sides_go_together() -> None:
     assert runs([(4, 0), (5, 1), (6, 2), (7, 4), (8, 5), (1, 6)]) == [(4, 0, 3), (7, 4, 2), (1, 6, 1)]
 
 
-PIECES = [Copy(0x1000, 0x9000, 64), Copy(0x2000, 0xA000, 128)]
-EXPECTED = [(0x9000, 0x1000, 64), (0xA000, 0x2000, 128)]
-
-
-def test_copies_go_in_one_batch_where_the_driver_has_it() -> None:
-    fake = FakeDriver().with_batches()
-    Driver(fake).copy(PIECES, stream=7)
-    assert (fake.batches, fake.copies) == ([EXPECTED], [])
-
-
-@pytest.mark.parametrize(("fake", "stream"), [(FakeDriver(), 7), (FakeDriver().with_batches(), 0)])
-def test_copies_go_one_by_one_on_an_older_driver_and_on_the_default_stream(fake: FakeDriver, stream: int) -> None:
-    Driver(fake).copy(PIECES, stream)
-    assert [copy[:3] for copy in fake.copies] == EXPECTED
-    assert fake.batches == []
+def test_copies_go_one_by_one_on_their_stream() -> None:
+    fake = FakeDriver()
+    Driver(fake).copy([Copy(0x1000, 0x9000, 64), Copy(0x2000, 0xA000, 128)], stream=7)
+    assert fake.copies == [(0x9000, 0x1000, 64, 7), (0xA000, 0x2000, 128, 7)]
 
 
 def test_host_memory_that_is_not_pinned_is_refused() -> None:
