@@ -3,13 +3,16 @@
 FlashAttention-2 (arXiv 2307.08691) with the heads of a group packed into the tile of rows: row = query x group_size +
 head, so that all of them share what is loaded. A block of threads takes `tile_rows` rows of one sequence and kv head,
 and goes through the keys they see, in tiles at fixed positions (`prefill_plan.py`: who takes what). While one tile is
-worked on (`prefill_tile.py`), the next is on its way into the other of two stages (`prefill_load.py`).
+worked on (`prefill_tile.py`), the next is on its way into the other of two stages (`prefill_load.py`). The cache may be
+of 8-bit numbers (`prefill_e4m3.py`).
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+from numba_kernels.cuda.prefill_e4m3 import make_narrow_q, make_widen_tile
 from numba_kernels.cuda.prefill_load import make_load_block_ids, make_load_q, make_load_tile, num_block_ids
 from numba_kernels.cuda.prefill_rows import make_query_of
 from numba_kernels.cuda.prefill_shared import make_lane_offsets
@@ -61,13 +64,16 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
     head_dim], of which the last two are contiguous; block_tables int32 [num_seqs, max_blocks]; cu_seqlens_q int32
     [num_seqs + 1]; seq_lens int32 [num_seqs]; work int32 [num_work, 4] (`prefill_plan.py`); out contiguous, as q; of
     rows that no work names nothing is written. Strides in bytes: cache block, head; table row; q row and head; all of
-    q's and the cache's multiples of 16. `window`: how many tokens a query sees. `scale` is times log2(e), above 0;
-    the result is multiplied by `v_scale`. K, V, q and tables must not be written during the launch.
+    q's and the cache's multiples of 16. `window`: how many tokens a query sees. `scale` is times log2(e), above 0,
+    and for a cache of 8-bit numbers times what its K is to be multiplied by; `v_scale` is the same for V, else 1. K, V,
+    q and tables must not be written during the launch.
     """
     cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
     float32, uint32, head_dim = target.float32, target.uint32, variant.head_dim
     load_q, load_tile = make_load_q(variant, target), make_load_tile(variant, target)
     load_block_ids, attend_tile = make_load_block_ids(variant, target), make_attend_tile(variant, target)
+    widen_tile, narrow_q = make_widen_tile(variant, target), make_narrow_q(variant, target)
+    widens, narrows = variant.is_quantised, variant.mma_element != variant.element
     stage_rows, store_rows = make_stage_rows(variant, target), make_store_rows(variant, target)
     reciprocal_of, query_of = make_query_of(target)
     rows_first, elements_first = make_lane_offsets(head_dim, target)
@@ -134,8 +140,13 @@ def make_prefill(variant: PrefillVariant, target: Target) -> Callable[..., None]
         warp_last = int32(min(int32(warp_row + warp_rows - 1), last_row))
         last = int32(context + query_of(warp_last, reciprocal)) if warp_row < num_rows else int32(-1)
         q_lane = int32(rows + rows_first(lane))
+        if narrows:
+            ptx.cp_async_wait0()
+            narrow_q(base)
         while tile < end_tile:
             ptx.cp_async_wait0()
+            if widens:
+                widen_tile(stage)
             cuda.syncthreads()  # this tile is here for all, and nobody reads the other stage any more
             other = int32(2 * base + 2 * q_bytes + 2 * tile_bytes - stage)
             if tile + 1 < end_tile:
@@ -168,6 +179,7 @@ def prefill_kernel(variant: PrefillVariant) -> Kernel:
         variant.work_shape.min_blocks_per_sm,
         dynamic_shared_bytes=variant.shared_bytes,
         name=variant.name,
+        min_compute_capability=variant.min_compute_capability,
         instructions=("HMMA", "LDSM", "LDGSTS.128"),
         wide=True,
     )
@@ -175,4 +187,5 @@ def prefill_kernel(variant: PrefillVariant) -> Kernel:
 
 def prefill_kernels() -> list[Kernel]:
     """Every variant for blocks of 16 tokens."""
-    return [prefill_kernel(PrefillVariant(head_dim, element)) for head_dim in HEAD_DIMS for element in ELEMENTS]
+    variants = itertools.product(HEAD_DIMS, ELEMENTS, ("", "e4m3"))
+    return [prefill_kernel(PrefillVariant(dim, element, kv_element=kv)) for dim, element, kv in variants]

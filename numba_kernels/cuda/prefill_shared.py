@@ -27,6 +27,21 @@ def make_swizzle(head_dim: int, target: Target) -> Any:
     return swizzle
 
 
+def make_place(head_dim: int, target: Target) -> Any:
+    """place(row, piece) -> where 16 bytes of 8-bit numbers arrive, which are to become chunks 2 piece and 2 piece + 1.
+
+    The place of either. Copies that lie next to each other, 8 at a time, are free of conflicts if four go to an even
+    place and four to an odd one.
+    """
+    int32, swizzle, pieces = target.int32, make_swizzle(head_dim, target), head_dim // 16
+
+    @target.device
+    def place(row, piece):  # type: ignore[no-untyped-def]
+        return int32((swizzle(row, 2 * piece) & ~16) | (((row * pieces + piece) & 4) << 2))
+
+    return place
+
+
 def make_step(head_dim: int, target: Target) -> Any:
     """step(address, c) -> the address 16 c elements further in the same row.
 

@@ -29,7 +29,7 @@ HEADROOM = 8.0  # in base 2: weights up to 256, far from what float16 cannot hol
 def make_scores(variant: PrefillVariant, target: Target) -> Any:
     """scores(s, q_lane, k_lane): s = Q K^T; the lane's addresses of the warp's Q and of the tile's K."""
     ptx, int32, float32, uint32, cuda = target.ptx, target.int32, target.float32, target.uint32, target.cuda
-    mma, step = getattr(ptx, f"mma_{variant.element}"), make_step(variant.head_dim, target)
+    mma, step = getattr(ptx, f"mma_{variant.mma_element}"), make_step(variant.head_dim, target)
     chunks, row_tiles, pairs = variant.head_dim // 16, variant.work_shape.row_tiles, variant.tile_tokens // 16
     rows_16, num_scores, num_a = 16 * variant.head_dim * 2, row_tiles * pairs * 8, row_tiles * 4
 
@@ -147,7 +147,7 @@ def make_accumulate(variant: PrefillVariant, target: Target) -> Any:
     exponentials of the next 16 tokens may overlap with products of these.
     """
     ptx, int32, uint32, cuda = target.ptx, target.int32, target.uint32, target.cuda
-    mma, pack = getattr(ptx, f"mma_{variant.element}"), getattr(ptx, f"pack_{variant.element}")
+    mma, pack = getattr(ptx, f"mma_{variant.mma_element}"), getattr(ptx, f"pack_{variant.mma_element}")
     step = make_step(variant.head_dim, target)
     chunks, row_tiles, pairs = variant.head_dim // 16, variant.work_shape.row_tiles, variant.tile_tokens // 16
     rows_16, num_p, num_rows = 16 * variant.head_dim * 2, row_tiles * 4, 2 * row_tiles

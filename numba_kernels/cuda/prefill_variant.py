@@ -45,6 +45,8 @@ _SHAPES = {
     128: PrefillShape(4, 2, 48, 2),
     256: PrefillShape(8, 1, 32, 1),
 }
+# Of 8-bit numbers at head_dim 64, 128 threads copy 32 tokens at once, and with tiles of 48 ptxas spills registers.
+_SHAPES_E4M3 = _SHAPES | {64: PrefillShape(4, 2, 32, 3)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +54,48 @@ class PrefillVariant:
     """One compiled kernel. `shape` is chosen by head_dim where none is given."""
 
     head_dim: int
-    element: str = "bf16"  # of q, cache and output
+    element: str = "bf16"  # of q and output, and of the cache unless `kv_element` is given
     block_size: int = 16  # tokens per block of the cache
     shape: PrefillShape | None = None
+    kv_element: str = ""  # "e4m3": a cache of 8-bit numbers, from compute capability 8.9 on
 
     def __post_init__(self) -> None:
-        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS:
-            raise ValueError(f"no prefill kernel for head_dim {self.head_dim}, {self.element}")
+        if self.head_dim not in HEAD_DIMS or self.element not in ELEMENTS or self.kv_element not in ("", "e4m3"):
+            raise ValueError(f"no prefill kernel for head_dim {self.head_dim}, {self.element} {self.kv_element}")
         if self.block_size <= 0 or self.block_size % GRANULE:
             raise ValueError(f"block_size {self.block_size} is not a multiple of {GRANULE}")
 
     @property
     def name(self) -> str:
-        """The kernel's, such as "prefill-bf16-128-b16"."""
+        """As in the catalogue: prefill-bf16-128-b16, prefill-bf16-e4m3-128-b16."""
+        elements = f"{self.element}-{self.kv_element}" if self.kv_element else self.element
         shape = self.shape
         suffix = f"-{shape.num_warps}x{shape.row_tiles}x{shape.tile_tokens}" if shape else ""
-        return f"prefill-{self.element}-{self.head_dim}-b{self.block_size}{suffix}"
+        return f"prefill-{elements}-{self.head_dim}-b{self.block_size}{suffix}"
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the cache is narrower than q."""
+        return bool(self.kv_element)
+
+    @property
+    def mma_element(self) -> str:
+        """What is multiplied, and what Q, K and V are in shared memory: float16 holds 8-bit numbers exactly."""
+        return "f16" if self.is_quantised else self.element
+
+    @property
+    def kv_pieces(self) -> int:
+        """A token's K or V in the cache, in pieces of 16 bytes."""
+        return self.head_dim // 16 if self.is_quantised else self.head_dim // 8
+
+    @property
+    def min_compute_capability(self) -> tuple[int, int]:
+        """The oldest GPU with its instructions."""
+        return (8, 9) if self.is_quantised else (8, 0)
 
     @property
     def work_shape(self) -> PrefillShape:
-        return self.shape or _SHAPES[self.head_dim]
+        return self.shape or (_SHAPES_E4M3 if self.is_quantised else _SHAPES)[self.head_dim]
 
     @property
     def num_threads(self) -> int:

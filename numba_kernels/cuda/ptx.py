@@ -89,6 +89,7 @@ cp_async_wait1 = _instruction("cp_async_wait1", [], [], "cp.async.wait_group 1;"
 
 # Shared memory, by address.
 sts_u32 = _instruction("sts_u32", [], [I32, U32], "st.shared.u32 [$0], $1;", "memory")
+sts128 = _instruction("sts128", [], [I32] + [U32] * 4, "st.shared.v4.u32 [$0], {$1,$2,$3,$4};", "memory")
 lds128 = _instruction("lds128", [U32] * 4, [I32], "ld.shared.v4.u32 {$0,$1,$2,$3}, [$4];", "memory")
 
 # Warps. All 32 lanes take part.

@@ -210,6 +210,9 @@ class PtxTwins:
     def sts_u32(self, address: int, value: int) -> None:
         self._shared().write(address, "<I", value)
 
+    def sts128(self, address: int, a: int, b: int, c: int, d: int) -> None:
+        self._shared().write(address, "<4I", a, b, c, d)
+
     def lds128(self, address: int) -> tuple[int, ...]:
         return self._shared().read(address, "<4I")
 

@@ -228,6 +228,28 @@ def _shared_words(words: list[Words]) -> list[Words]:
     return list(by_address.reshape(4, -1))
 
 
+def _make_shared_quads(target: Target) -> Callable[..., None]:
+    """Every lane reads what its neighbour wrote."""
+    cuda, ptx, int32, int64, float32 = target.cuda, target.ptx, target.int32, target.int64, target.float32
+
+    def probe(operands, results, num_lanes):  # type: ignore[no-untyped-def]
+        thread = int32(cuda.threadIdx.x)
+        lane = int64(cuda.blockIdx.x) * NUM_THREADS + int64(thread)
+        base = ptx.smem_addr(cuda.shared.array(_SHARED_WORDS, float32))
+        a, b, c, d = ptx.ldg128(operands + lane * 16)
+        ptx.sts128(int32(base + thread * 16), a, b, c, d)
+        cuda.syncthreads()
+        a, b, c, d = ptx.lds128(int32(base + (thread ^ 1) * 16))
+        ptx.stg128(results + lane * 16, a, b, c, d)
+
+    return probe
+
+
+def _neighbours(words: list[Words]) -> list[Words]:
+    quads = np.stack(words).reshape(-1, 2, 4)[:, ::-1]
+    return list(np.ascontiguousarray(quads).reshape(4, -1))
+
+
 def _make_ldmatrix(name: str) -> Callable[[Target], Callable[..., None]]:
     def make(target: Target) -> Callable[..., None]:
         cuda, ptx, int32, int64 = target.cuda, target.ptx, target.int32, target.int64
@@ -281,6 +303,7 @@ def memory_probes() -> list[Probe]:
         ),
         _probe("cp-async-zfill", _make_partial_copies, ("cp_async16_zfill",), _neighbours_or_zero),
         _probe("shared-words", _make_shared_words, ("sts_u32", "lds128", "smem_addr"), _shared_words),
+        _probe("shared-quads", _make_shared_quads, ("sts128", "lds128", "smem_addr"), _neighbours),
         _probe("ldmatrix", _make_ldmatrix("ldmatrix_x4"), ("ldmatrix_x4",), _matrices(False)),
         _probe("ldmatrix-trans", _make_ldmatrix("ldmatrix_x4_trans"), ("ldmatrix_x4_trans",), _matrices(True)),
     ]

@@ -10,6 +10,7 @@ from numba_kernels.cuda import (
     decode_merge,
     decode_tile,
     prefill,
+    prefill_e4m3,
     prefill_load,
     prefill_rows,
     prefill_shared,
@@ -41,7 +42,7 @@ def planted_decode(old: str, new: str) -> DecodeSource:
 
 def planted_prefill(old: str, new: str) -> Any:
     """`make_prefill` with one piece of source replaced."""
-    modules = (prefill_rows, prefill_shared, prefill_load, prefill_tile, prefill_store, prefill)
+    modules = (prefill_rows, prefill_shared, prefill_load, prefill_e4m3, prefill_tile, prefill_store, prefill)
     return planted(old, new, *modules)["make_prefill"]
 
 

@@ -29,6 +29,8 @@ class PrefillBatch:
     num_queries: list[int]
     seq_lens: list[int]
     window: int = NO_WINDOW
+    k_scale: float = 1.0  # what the cache's K stands for is its numbers times this
+    v_scale: float = 1.0
 
     @property
     def bounds(self) -> list[int]:
@@ -39,10 +41,11 @@ class PrefillBatch:
         return self.q.shape[1] // self.kv_cache.shape[3]
 
     def exact(self) -> torch.Tensor:
-        """In float64."""
+        """In float64, of what the cache holds."""
+        cache = self.kv_cache.double() * torch.tensor([self.k_scale, self.v_scale]).view(2, 1, 1, 1)
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         for s, seq_len in enumerate(self.seq_lens):
-            k, v = self.kv_cache[self.block_tables[s].long(), LAYER].double().permute(1, 2, 0, 3, 4).flatten(2, 3)
+            k, v = cache[self.block_tables[s].long(), LAYER].permute(1, 2, 0, 3, 4).flatten(2, 3)
             k, v = (x.repeat_interleave(self.group_size, 0) for x in (k, v))
             for i in range(self.num_queries[s]):
                 row, end = self.bounds[s] + i, seq_len - self.num_queries[s] + i + 1
@@ -67,7 +70,7 @@ class PrefillBatch:
         num_work: int = 0,
     ) -> torch.Tensor:
         """The kernel's result. Outputs are NaN at first; inputs cannot be written."""
-        variant, size = self.variant, self.q.element_size()
+        variant, size, kv_size = self.variant, self.q.element_size(), self.kv_cache.element_size()
         lens, bounds = np.array(self.seq_lens, np.int32), np.array(self.bounds, np.int32)
         chosen = None if selected is None else np.array(selected)
         plan = prefill_plan(bounds, lens, self.group_size, variant, self.window, chosen)
@@ -78,16 +81,16 @@ class PrefillBatch:
         for array in inputs:
             array.flags.writeable = False
         kv = [address(cache[0, LAYER, i]) for i in range(2)]
-        cache_strides = [self.kv_cache.stride(0) * size, self.kv_cache.stride(3) * size]
+        cache_strides = [self.kv_cache.stride(0) * kv_size, self.kv_cache.stride(3) * kv_size]
         q_strides = [self.q.stride(0) * size, self.q.stride(1) * size]
-        scale = np.float32(math.log2(math.e) / math.sqrt(variant.head_dim))
+        scale = np.float32(math.log2(math.e) / math.sqrt(variant.head_dim) * self.k_scale)
         Simulator([*inputs, out], seed, early_copies).launch(
             lambda target: make(variant, target),
             Index3(self.kv_cache.shape[3], len(work)),
             variant.num_threads,
             self.q.data_ptr(), *kv, *(address(a) for a in (*inputs[2:], out)), *cache_strides,
             self.block_tables.stride(0) * 4, *q_strides, self.window, self.group_size, scale,
-            np.float32(1.0),
+            np.float32(self.v_scale),
             dynamic_shared_bytes=variant.shared_bytes,
         )  # fmt: skip
         return torch.from_numpy(out).view(self.q.dtype)
@@ -101,8 +104,12 @@ def random_prefill(
     num_kv_heads: int = 1,
     *,
     window: int = NO_WINDOW,
+    scales: tuple[float, float] = (1.0, 1.0),
 ) -> PrefillBatch:
-    """Sequences in randomly scattered blocks; what no query sees is NaN, and blocks before a window are given up."""
+    """Sequences in randomly scattered blocks; what no query sees is NaN, and blocks before a window are given up.
+
+    `scales`: the cache holds K and V divided by them.
+    """
     generator = torch.Generator().manual_seed(sum(num_queries) * 1000 + sum(context) + group_size)
     size = variant.block_size
     seq_lens = [n + c for n, c in zip(num_queries, context, strict=True)]
@@ -121,5 +128,5 @@ def random_prefill(
                 shape, generator=generator
             )
     q = torch.randn(sum(num_queries), num_kv_heads * group_size, variant.head_dim, generator=generator)
-    dtype = DTYPES[variant.element]
-    return PrefillBatch(variant, q.to(dtype), cache.to(dtype), tables, num_queries, seq_lens, window)
+    cache = (cache / torch.tensor(scales).view(2, 1, 1, 1)).to(DTYPES[variant.kv_element or variant.element])
+    return PrefillBatch(variant, q.to(DTYPES[variant.element]), cache, tables, num_queries, seq_lens, window, *scales)

@@ -39,7 +39,7 @@ def error_of(make: Any) -> float:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        pytest.param("ptx.cp_async_wait0()", "pass", id="missing wait"),
+        pytest.param("tile:\n            ptx.cp_async_wait0()", "tile:\n            pass", id="missing wait"),
         pytest.param("cuda.syncthreads()  #", "pass  #", id="missing barrier"),
         pytest.param("2 * tile_bytes - stage)", "2 * tile_bytes - stage) * 0 + stage", id="stage overwritten"),
         pytest.param("cuda.syncwarp()", "pass", id="result read before it is staged"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from numba_kernels.cuda.prefill_load import rows_per_pass
-from numba_kernels.cuda.prefill_shared import make_lane_offsets, make_step, make_swizzle
+from numba_kernels.cuda.prefill_shared import make_lane_offsets, make_place, make_step, make_swizzle
 from numba_kernels.cuda.prefill_variant import HEAD_DIMS, PrefillVariant
 from numba_kernels.cuda.target import Target
 
@@ -40,6 +40,30 @@ def test_copies_into_a_tile_have_no_conflict(head_dim: int) -> None:
     swizzle, chunks, rows = make_swizzle(head_dim, PLAIN), head_dim // 8, rows_per_pass(PrefillVariant(head_dim))
     for phase in phases(lambda thread: swizzle(thread // chunks, thread % chunks), rows * chunks):
         assert num_banks(phase) == 32
+
+
+@HEAD_DIM
+def test_8_bit_numbers_arrive_in_the_place_of_what_they_become(head_dim: int) -> None:
+    place, swizzle = make_place(head_dim, PLAIN), make_swizzle(head_dim, PLAIN)
+    for row in range(16):
+        for piece in range(head_dim // 16):
+            chunks = {swizzle(row, 2 * piece), swizzle(row, 2 * piece + 1)}
+            assert {place(row, piece), place(row, piece) ^ 16} == chunks
+
+
+@HEAD_DIM
+def test_8_bit_numbers_are_copied_read_and_written_without_a_conflict(head_dim: int) -> None:
+    place, pieces = make_place(head_dim, PLAIN), head_dim // 16
+    for other in (0, 16):
+        for phase in phases(lambda thread: place(thread // pieces, thread % pieces) ^ other, 32 * pieces):  # noqa: B023
+            assert num_banks(phase) == 32
+
+
+@pytest.mark.parametrize("head_dim", [96, 128, 256])
+def test_always_in_the_even_place_there_would_be_conflicts(head_dim: int) -> None:
+    swizzle, pieces = make_swizzle(head_dim, PLAIN), head_dim // 16
+    all_phases = phases(lambda thread: swizzle(thread // pieces, 2 * (thread % pieces)), 32 * pieces)
+    assert min(map(num_banks, all_phases)) < 32
 
 
 @HEAD_DIM
