@@ -11,6 +11,7 @@ from numba_kernels.cuda.decode_plan import SPLIT_TOKENS
 from numba_kernels.cuda.kernels import CudaKernels
 from serve_paged.core.schedule_output import SchedulerOutput
 from serve_paged.engine.decode_inputs import DecodeInputs, decode_inputs, is_decode
+from serve_paged.engine.device import empty_logits
 from serve_paged.engine.graphs import Graphs, Replay
 from serve_paged.engine.kv_cache import KVCache
 from serve_paged.engine.model_runner import EagerRunner, StepLogits
@@ -63,9 +64,7 @@ class CudaRunner:
         assert isinstance(kernels, CudaKernels)
         self._eager, self._decoder, self._kernels, self._kv_cache = eager, decoder, kernels, kv_cache
         self._max_model_len = max_model_len
-        self._logits = torch.empty(
-            (max_num_seqs, decoder.config.vocab_size), dtype=torch.float32, device=kernels.device
-        )
+        self._logits = empty_logits(max_num_seqs, decoder.config.vocab_size, kernels.device)
         self._samples = torch.zeros(max_num_seqs, dtype=torch.int64, device=kernels.device)
         self._sizes = decode_buckets(max_num_seqs)
         progress = tqdm(self._sizes[::-1], desc="capturing decode graphs", unit="graph", delay=PROGRESS_AFTER_S)

@@ -44,6 +44,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def empty_logits(num_rows: int, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Memory for logits, float32 [num_rows, vocab_size], each row at a multiple of 16 bytes, as GPU kernels want it."""
+    return torch.empty((num_rows, -(-vocab_size // 4) * 4), dtype=torch.float32, device=device)[:, :vocab_size]
+
+
 def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
     """`auto` is what the device is fastest with. Raises `ValueError` for a dtype that its kernels do not take."""
     dtype = kernels.preferred_dtype() if name == "auto" else _DTYPES[name]

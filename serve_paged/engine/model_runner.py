@@ -9,7 +9,7 @@ from torch import Tensor
 from serve_paged.core.sampling_params import MAX_LOGPROBS
 from serve_paged.core.schedule_output import SchedulerOutput
 from serve_paged.engine.batch import build_batch
-from serve_paged.engine.device import to_device
+from serve_paged.engine.device import empty_logits, runs_behind, to_device
 from serve_paged.engine.kv_cache import KVCache
 from serve_paged.engine.logprobs import LogprobsCopy
 from serve_paged.model.decoder import Decoder
@@ -31,7 +31,9 @@ class StepLogits:
         rows = [self.sample_rows[i] for i in scheduled_indices]
         if rows == list(range(self.logits.shape[0])):
             return self.logits  # the usual case: every row is sampled from once, so no copy
-        return self.logits[to_device(torch.tensor(rows, dtype=torch.int64), self.logits.device)]
+        device = self.logits.device
+        index = to_device(torch.tensor(rows, dtype=torch.int64), device)
+        return torch.index_select(self.logits, 0, index, out=empty_logits(len(rows), self.logits.shape[1], device))
 
     def of_prompt(self, scheduled_index: int) -> Tensor | None:
         """The logits that predict the prompt tokens after the first of this chunk, if they were asked for."""
@@ -65,20 +67,27 @@ class EagerRunner:
         )
         if batch.logits_rows != list(range(hidden.shape[0])):  # in decode every token needs its logits: no gather then
             hidden = hidden[to_device(torch.tensor(batch.logits_rows, dtype=torch.int64), hidden.device)]
-        return StepLogits(self._decoder.logits(hidden), batch.sample_rows, batch.prompt_rows)
+        return StepLogits(self._logits(hidden), batch.sample_rows, batch.prompt_rows)
 
     @torch.inference_mode()
     def warm_up(self, *shapes: tuple[int, int]) -> None:
         """Load or compile kernels by running padded batches, (sequences, tokens of each), that write nothing."""
         for num_seqs, tokens_per_seq in shapes:
-            self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq)[:num_seqs])
+            self._logits(self._run_padding(num_seqs, tokens_per_seq)[:num_seqs])
 
     @torch.inference_mode()
     def run_largest(self, num_seqs: int, tokens_per_seq: int) -> None:
         """A step that takes as much memory as any of this size: with the log probabilities of all its tokens."""
-        logits = self._decoder.logits(self._run_padding(num_seqs, tokens_per_seq))
+        logits = self._logits(self._run_padding(num_seqs, tokens_per_seq))
         ids = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
         LogprobsCopy(logits, ids, [MAX_LOGPROBS] * logits.shape[0], self._decoder.kernels)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Of hidden states [num_rows, hidden_size]; on a GPU where its kernels can read them."""
+        decoder = self._decoder
+        if not runs_behind(decoder.kernels):
+            return decoder.logits(hidden)
+        return decoder.logits(hidden, out=empty_logits(hidden.shape[0], decoder.config.vocab_size, hidden.device))
 
     def _run_padding(self, num_seqs: int, tokens_per_seq: int) -> Tensor:
         """A step of sequences in the null block, which writes nothing; the hidden states of all its tokens."""

@@ -9,6 +9,7 @@ from numba_kernels.kernels import Download
 from serve_paged.core.outputs import TokenLogprobs
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
+from serve_paged.engine.device import empty_logits
 from serve_paged.engine.logprobs import LogprobsCopy, NonFiniteLogits
 from serve_paged.engine.sampling_batch import SamplingBatch
 from serve_paged.engine.token_choice import token_choice
@@ -59,7 +60,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, eos_token_ids: tuple[int, ...], kernels: Kernels) -> None:
         self._kernels = kernels
-        self._choose = token_choice(kernels, vocab_size)
+        self._choose = token_choice(kernels)
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._batch: SamplingBatch | None = None
@@ -68,7 +69,8 @@ class Sampler:
     def launch(self, logits: torch.Tensor, seqs: list[Sequence]) -> Samples:
         """Choose the next token of seqs[i] from logits[i]; logits float32 [S, vocab] are overwritten.
 
-        On a GPU nothing here waits for it. Logits that are not finite are found when the samples are read.
+        On a GPU nothing here waits for it, and the logits are in memory of `empty_logits`. Logits that are not finite
+        are found when the samples are read.
         """
         assert logits.shape == (len(seqs), self._vocab_size)
         assert logits.dtype == torch.float32
@@ -92,7 +94,7 @@ class Sampler:
     def warm_up(self) -> None:
         """Load or compile what sampling needs on the device."""
         nobody = Sequence("warm-up", [0], SamplingParams(), arrival_time=0.0, seed=0, max_num_tokens=2)
-        self.sample(torch.zeros((1, self._vocab_size), device=self._kernels.device), [nobody])
+        self.sample(empty_logits(1, self._vocab_size, self._kernels.device).zero_(), [nobody])
         self._batch = None
 
     def _batch_of(self, seqs: list[Sequence], device: torch.device) -> SamplingBatch:

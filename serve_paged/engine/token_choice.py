@@ -7,11 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from numba_kernels import Kernels
-from serve_paged.engine.device import runs_behind
 from serve_paged.engine.sampling_batch import SamplingBatch
-from serve_paged.engine.truncation import Truncation, draw, draw_truncated, draw_truncated_at_once, select_rows
-
-DrawTruncated = Callable[[torch.Tensor, torch.Tensor, Truncation, torch.Tensor], torch.Tensor]
+from serve_paged.engine.truncation import draw, draw_truncated, select_rows
 
 # From logits, float32 [S, vocab] after bias and penalties, overwritten: tokens int64 [S], and the same with -1 for each
 # row whose best logit is not finite, and whose token is any.
@@ -27,13 +24,9 @@ class SamplingKernels(Protocol):
         """Tokens and finiteness of each row of logits."""
 
 
-def token_choice(kernels: Kernels, vocab_size: int) -> TokenChoice:
-    """How tokens are chosen on this device. The kernel wants rows at multiples of 16 bytes: 4 logits."""
-    if not runs_behind(kernels):
-        return choose_tokens
-    if isinstance(kernels, SamplingKernels) and vocab_size % 4 == 0:
-        return partial(choose_by_kernel, kernels)
-    return choose_without_looking
+def token_choice(kernels: Kernels) -> TokenChoice:
+    """How tokens are chosen on this device."""
+    return partial(choose_by_kernel, kernels) if isinstance(kernels, SamplingKernels) else choose_tokens
 
 
 def choose_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,24 +36,14 @@ def choose_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Ten
     if not bool(finite.all()):
         return tokens, tokens.where(finite, -1)
     if len(batch.drawn_rows):
-        tokens[batch.drawn_rows] = _draw_rows(logits, best, batch, draw_truncated)
+        tokens[batch.drawn_rows] = _draw_rows(logits, best, batch)
     return tokens, tokens
-
-
-def choose_without_looking(logits: torch.Tensor, batch: SamplingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """A GPU's `TokenChoice` by torch: what is launched depends on the parameters alone, never on a result."""
-    best, tokens = logits.max(dim=-1)
-    finite = torch.isfinite(best)
-    if len(batch.drawn_rows):
-        tokens[batch.drawn_rows] = _draw_rows(logits, best, batch, draw_truncated_at_once)
-    checked = tokens.where(finite, -1)
-    return checked.clamp(min=0), checked  # what is drawn from NaN may lie outside the vocabulary
 
 
 def choose_by_kernel(
     kernels: SamplingKernels, logits: torch.Tensor, batch: SamplingBatch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A GPU's `TokenChoice` by one kernel. Its random numbers and its top_p are float32."""
+    """A GPU's `TokenChoice`, one kernel, for logits in `empty_logits` memory. Random numbers and top_p are float32."""
     rows = batch.rows
     sampled = kernels.sample(
         logits,
@@ -73,14 +56,14 @@ def choose_by_kernel(
     return sampled.token_ids, sampled.token_ids.where(sampled.is_finite != 0, -1)
 
 
-def _draw_rows(logits: torch.Tensor, best: torch.Tensor, batch: SamplingBatch, draw_cut: DrawTruncated) -> torch.Tensor:
+def _draw_rows(logits: torch.Tensor, best: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     """Tokens of batch.drawn_rows; overwrites logits."""
     uniform, params = batch.uniforms(), batch.truncation
     tokens = torch.empty_like(batch.drawn_rows)
     if len(batch.cut):
         rows = batch.drawn_rows[batch.cut]
         cut = params.rows(batch.cut)
-        tokens[batch.cut] = draw_cut(select_rows(logits, rows), best[rows], cut, uniform[batch.cut])
+        tokens[batch.cut] = draw_truncated(select_rows(logits, rows), best[rows], cut, uniform[batch.cut])
     if len(batch.plain):
         rows = batch.drawn_rows[batch.plain]
         temperature = params.temperature[batch.plain]

@@ -23,11 +23,11 @@ _NUM_FREQUENCIES = 5  # the highest: they tell neighbouring places apart
 _THETA = 10000.0
 
 
-def lookback_config(*, window: int | None = None, qk_norm: bool = False) -> ModelConfig:
+def lookback_config(*, window: int | None = None, qk_norm: bool = False, vocab_size: int = VOCAB_SIZE) -> ModelConfig:
     """Two layers, grouped queries, heads of 64; as Llama, or with a Mistral's windows or a Qwen3's norms."""
     return ModelConfig(
         architecture="Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=HIDDEN,
         intermediate_size=128,
         num_layers=len(_LAGS),
@@ -43,7 +43,7 @@ def lookback_config(*, window: int | None = None, qk_norm: bool = False) -> Mode
         qk_norm=qk_norm,
         sliding_windows=(window,) * len(_LAGS),
         rope_parameters={"rope_type": "default", "rope_theta": _THETA},
-        eos_token_ids=(VOCAB_SIZE - 1,),
+        eos_token_ids=(vocab_size - 1,),
     )
 
 
@@ -73,7 +73,7 @@ class _Weights:
             name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02
             for name, shape in weight_shapes(config).items()
         }
-        signs = torch.randint(0, 2, (VOCAB_SIZE, HIDDEN), generator=generator) * 2.0 - 1.0
+        signs = torch.randint(0, 2, (config.vocab_size, HIDDEN), generator=generator) * 2.0 - 1.0
         signs[:, 0] = 1.0  # what queries and keys are made of; nothing is ever added to it
         self._tensors["model.embed_tokens.weight"] = signs
         self._tensors["lm_head.weight"] += signs * 0.1

@@ -1,12 +1,11 @@
 """What the sampler launches on a GPU: the tokens are the CPU's, and nothing on the way asks for a result."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from numba_kernels import CpuKernels, Kernels
@@ -14,9 +13,11 @@ from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 from serve_paged.core.sampling_params import SamplingParams
 from serve_paged.core.sequence import Sequence
+from serve_paged.engine.device import empty_logits
 from serve_paged.engine.logprobs import NonFiniteLogits
+from serve_paged.engine.model_runner import StepLogits
 from serve_paged.engine.sampler import SampledToken, Sampler
-from tests.engine.test_sampler import EOS, batches, make_sequence
+from tests.engine.test_sampler import EOS, make_sequence
 
 # Operations whose answer the host needs; indexing with a mask is among them, as `nonzero`.
 LOOKS = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"}
@@ -26,14 +27,9 @@ def gpu() -> CudaKernels:
     return CudaKernels(SimulatedLauncher())
 
 
-def gpu_without_kernel() -> CudaKernels:
-    """Torch's operations choose the tokens."""
-    kernels = gpu()
-    del kernels.sample
-    return kernels
-
-
-WAYS = [pytest.param(gpu, id="kernel"), pytest.param(gpu_without_kernel, id="torch")]
+def laid_out(logits: torch.Tensor) -> torch.Tensor:
+    """A copy, as the engine's runners keep logits."""
+    return empty_logits(*logits.shape, logits.device).copy_(logits)
 
 
 class _NoLooking(TorchDispatchMode):
@@ -59,14 +55,7 @@ def no_looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def sample(logits: torch.Tensor, seqs: list[Sequence], kernels: Kernels) -> list[SampledToken]:
-    return Sampler(logits.shape[1], EOS, kernels).sample(logits.clone(), seqs)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(batches())
-def test_its_tokens_are_the_cpu_s(batch: tuple[torch.Tensor, list[Sequence]]) -> None:
-    logits, seqs = batch
-    assert sample(logits, seqs, gpu_without_kernel()) == sample(logits, seqs, CpuKernels())
+    return Sampler(logits.shape[1], EOS, kernels).sample(laid_out(logits), seqs)
 
 
 EVERY_KIND = [
@@ -79,7 +68,8 @@ EVERY_KIND = [
 ]
 
 
-def test_the_kernel_s_tokens_are_the_cpu_s_for_every_kind_of_row() -> None:
+@pytest.mark.parametrize("vocab_size", [300, 97, 50, 1503])  # in whole 16 bytes, and with every rest
+def test_its_tokens_are_the_cpu_s_for_every_kind_of_row(vocab_size: int) -> None:
     params = [
         *EVERY_KIND,
         SamplingParams(top_p=5e-324),
@@ -87,17 +77,14 @@ def test_the_kernel_s_tokens_are_the_cpu_s_for_every_kind_of_row() -> None:
         SamplingParams(top_k=10**20),
     ]
     seqs = [make_sequence(kind, output=[4, 4, 9][:row], seed=row) for row, kind in enumerate(params)]
-    logits = torch.randn(len(seqs), 300, generator=torch.Generator().manual_seed(4)) * 3
+    logits = torch.randn(len(seqs), vocab_size, generator=torch.Generator().manual_seed(4)) * 3
     assert sample(logits, seqs, gpu()) == sample(logits, seqs, CpuKernels())
 
 
-@pytest.mark.parametrize("kernels_of", WAYS)
-def test_nothing_is_looked_at_before_the_samples_are_read(
-    kernels_of: Callable[[], Kernels], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_looked_at_before_the_samples_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     seqs = [make_sequence(params, output=[4, 4, 9][:row], seed=row) for row, params in enumerate(EVERY_KIND)]
     logits = torch.randn(len(seqs), 300, generator=torch.Generator().manual_seed(0))
-    sampler = Sampler(300, EOS, kernels_of())
+    sampler = Sampler(300, EOS, gpu())
     for num_seqs in (len(seqs), len(seqs), 2):  # a new batch, the same again, and a smaller one
         with no_looking(monkeypatch):
             samples = sampler.launch(logits[:num_seqs].clone(), seqs[:num_seqs])
@@ -121,16 +108,21 @@ def test_log_probabilities_are_the_cpu_s_with_equals_in_order_of_id() -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize("kernels_of", WAYS)
 @pytest.mark.parametrize("params", EVERY_KIND[:3], ids=["greedy", "drawn", "cut"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_fault_is_found_when_the_samples_are_read(
-    params: SamplingParams, bad: float, kernels_of: Callable[[], Kernels]
-) -> None:
+def test_a_fault_is_found_when_the_samples_are_read(params: SamplingParams, bad: float) -> None:
     logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(2))
     logits[1, slice(None) if bad < 0 else 42] = bad
     seqs = [make_sequence(params, request_id=name) for name in ("good", "bad", "fine")]
-    samples = Sampler(300, EOS, kernels_of()).launch(logits, seqs)
+    samples = Sampler(300, EOS, gpu()).launch(logits, seqs)
     assert 0 <= int(samples.token_ids.min()) <= int(samples.token_ids.max()) < 300, "the next step would read outside"
     with pytest.raises(NonFiniteLogits, match=r"request bad$"):
         samples.read()
+
+
+def test_rows_that_are_picked_out_of_a_step_s_logits_can_be_sampled_too() -> None:
+    logits = torch.randn(4, 97, generator=torch.Generator().manual_seed(5))
+    picked = StepLogits(laid_out(logits), {0: 1, 1: 3}, {}).to_sample([0, 1])
+    seqs = [make_sequence(SamplingParams(temperature=0.0)) for _ in range(2)]
+    tokens = Sampler(97, EOS, gpu()).sample(picked, seqs)
+    assert [token.token_id for token in tokens] == logits[[1, 3]].argmax(dim=-1).tolist()

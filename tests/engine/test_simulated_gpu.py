@@ -115,7 +115,7 @@ def test_with_preemption_by_recompute() -> None:
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [
-        pytest.param(lookback_config(), torch.float16, id="float16"),
+        pytest.param(lookback_config(vocab_size=97), torch.float16, id="float16 and an odd vocabulary"),
         # One token more, and layer 0 saw what it looks for.
         pytest.param(lookback_config(window=FIRST_LAG), torch.bfloat16, id="sliding window"),
         pytest.param(
