@@ -1,4 +1,9 @@
-"""Every kernel that the product can launch, by name: what the compile gate, prebuilding and the model go through."""
+"""The product's kernels by name: what the compile gate, prebuilding and the model go through.
+
+Those of the usual shapes: blocks of 16 tokens, the cache's default; the usual widths of norms, in float16 one; rows of
+logits that take 1024 threads. Any other shape is the same source, compiled when used. The rotation that norms the heads
+too is here, but the engine does not launch it yet (`RopeVariant`).
+"""
 
 from numba_kernels.cuda.block_copy import copy_blocks_kernel
 from numba_kernels.cuda.decode import ELEMENTS, HEAD_DIMS, decode_kernels
@@ -15,10 +20,7 @@ from numba_kernels.cuda.target import Kernel
 
 
 def catalog() -> dict[str, Kernel]:
-    """By name. Raises ValueError if two kernels share one, or one has none.
-
-    Blocks hold 16 tokens here, the cache's default; a kernel for another size is the same source, compiled when used.
-    """
+    """By name. Raises ValueError if two kernels share one, or one has none."""
     kernels = [
         *decode_kernels(),
         *prefill_kernels(),

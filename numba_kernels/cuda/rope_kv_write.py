@@ -26,7 +26,10 @@ ROPE_KV_WRITE_ARGUMENTS = ("int64",) * 11 + ("int64",) * 9 + ("int32", "int32") 
 
 @dataclass(frozen=True, slots=True)
 class RopeVariant:
-    """What is constant in a compiled kernel. Raises ValueError for what has no kernel."""
+    """What is constant in a compiled kernel. Raises ValueError for what has no kernel.
+
+    `norm` is built and tested, but the engine does not launch it yet: it norms the heads by `rms_norm` before.
+    """
 
     head_dim: int
     element: str = "bf16"  # of q, k, v and the cache

@@ -5,6 +5,7 @@ random. Each check raises AssertionError.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,11 +100,37 @@ def check_rms_norm(kernels: CudaKernels, num_rows: int, width: int, dtype: torch
     assert torch.equal(residual.cpu(), summed)
 
 
+def check_rms_norm_of_heads(
+    kernels: CudaKernels, num_tokens: int, num_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """Each head by itself, where a projection has left it between other heads: Qwen3's queries and keys."""
+    x = random(kernels, dtype, num_tokens, num_heads + 3, head_dim)[:, 1 : num_heads + 1]
+    weight = random(kernels, dtype, head_dim)
+    exact = reference_ops.rms_norm(x.double().cpu(), weight.double().cpu(), 1e-5)
+    assert_close(kernels.rms_norm(x, weight, 1e-5).cpu(), exact, TOLERANCE[dtype])
+
+
 def check_silu_and_mul(kernels: CudaKernels, num_rows: int, width: int, dtype: torch.dtype) -> None:
     """Against float64."""
     gate_up = random(kernels, dtype, num_rows, 2 * width)
     exact = reference_ops.silu_and_mul(gate_up.double().cpu())
     assert_close(kernels.silu_and_mul(gate_up).cpu(), exact, TOLERANCE[dtype])
+
+
+def check_write_kv(kernels: CudaKernels, num_tokens: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    """k and v at their slots, all bits the same, every third token nowhere, and nothing else in the cache changed."""
+    k, v = random(kernels, dtype, num_tokens, 2, num_kv_heads, head_dim).unbind(1)
+    slots = torch.randperm(num_tokens) + BLOCK_SIZE
+    slots[::3] = -1
+    size = (num_tokens // BLOCK_SIZE + 2, NUM_LAYERS, 2, num_kv_heads, BLOCK_SIZE, head_dim)
+    expected = torch.full(size, float("nan"), dtype=dtype)
+    cache = expected.to(kernels.device, copy=True)
+    kernels.write_kv(k, v, cache, LAYER, slots.to(kernels.device), layout=KVLayout.STANDARD)
+    kernels.synchronize()
+    used = slots >= 0
+    block, offset = slots[used] // BLOCK_SIZE, slots[used] % BLOCK_SIZE
+    expected[block, LAYER, :, :, offset] = torch.stack((k, v), dim=1).cpu()[used]
+    assert torch.equal(cache.cpu().view(torch.int16), expected.view(torch.int16))
 
 
 def check_rope_and_write_kv(
@@ -122,9 +149,9 @@ def check_rope_and_write_kv(
     cache = torch.full(size, float("nan"), dtype=dtype, device=device)
     exact_q = reference_ops.rotate(q.double().cpu(), angles.cos().double(), angles.sin().double(), positions)
     exact_k = reference_ops.rotate(k.double().cpu(), angles.cos().double(), angles.sin().double(), positions)
-    tables = [table.to(device) for table in (angles.cos(), angles.sin(), positions)]
+    cos, sin, places = (x.to(device) for x in (angles.cos(), angles.sin(), positions))
     stored_v = v.cpu()
-    kernels.rope_and_write_kv(q, k, v, *tables, cache, LAYER, slots.to(device), layout=layout)
+    kernels.rope_and_write_kv(q, k, v, cos, sin, places, cache, LAYER, slots.to(device), layout=layout)
     kernels.synchronize()
     assert_close(q.cpu(), exact_q, TOLERANCE[dtype])
     found, used = cache.cpu(), slots >= 0
@@ -140,7 +167,7 @@ def check_sample(kernels: CudaKernels, num_rows: int, vocab_size: int, dtype: to
     logits = (random(kernels, torch.float32, num_rows, vocab_size) * 4).to(dtype)
     logits[0, vocab_size // 2] = float("nan")
     few = vocab_size <= MAX_VOCAB_WITH_TOP_P
-    columns = {
+    columns: dict[str, Any] = {
         "temperature": [(0.0, 0.7, 1.3)[i % 3] for i in range(num_rows)],
         "top_k": [(0, 40, 3, 0)[i % 4] for i in range(num_rows)],
         "top_p": [(1.0, 0.9)[i % 5 == 4 and few] for i in range(num_rows)],

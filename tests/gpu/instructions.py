@@ -152,7 +152,7 @@ def any_numbers(num_operands: int) -> Draw:
 def _bytes_and_selectors(rng: np.random.Generator, num_lanes: int) -> list[Words]:
     """The selector's sign mode (bit 3 of a nibble) is left out: no kernel uses it, and the twin does not know it."""
     a, b, selector = any_bits(3)(rng, num_lanes)
-    return [a, b, selector & 0x77777777]
+    return [a, b, selector & np.uint32(0x77777777)]
 
 
 def _in_a_few_lanes(rng: np.random.Generator, num_lanes: int) -> list[Words]:

@@ -9,16 +9,21 @@ from numba_kernels.cuda.kernels import CudaKernels
 from serve_paged.engine.build import assemble_engine
 from serve_paged.engine.engine import Engine, Request
 from serve_paged.engine.graphs import CudaGraphs
-from tests.engine.lookback_model import lookback_config, lookback_model, prompt_of
+from serve_paged.model.config import ModelConfig
+from tests.engine.lookback_model import FIRST_LAG, lookback_config, lookback_model, prompt_of
 from tests.engine.simulated_gpu import cpu_engine, sized
 from tests.engine.test_simulated_gpu import MIX, TIGHT, assert_same, greedy, run
 
 pytestmark = pytest.mark.gpu
 
 
-def gpu_engine(kernels: CudaKernels, dtype: torch.dtype, *, captured: bool = True, **settings: Any) -> Engine:
+LLAMA = lookback_config()
+
+
+def gpu_engine(
+    kernels: CudaKernels, dtype: torch.dtype, *, config: ModelConfig = LLAMA, captured: bool = True, **settings: Any
+) -> Engine:
     """Over the lookback model."""
-    config = lookback_config()
     model = lookback_model(config, dtype, kernels=kernels)
     graphs = CudaGraphs(kernels.device) if captured else None
     return assemble_engine(sized(config, dtype, **settings), model, dtype, graphs=graphs)
@@ -42,3 +47,15 @@ def test_a_captured_step_gives_the_bits_of_an_eager_one(kernels: CudaKernels) ->
     )
     assert captured.token_ids == eager.token_ids
     assert captured.difference(eager) == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [lookback_config(window=FIRST_LAG), lookback_config(qk_norm=True)],
+    ids=["sliding window", "norms of queries and keys"],
+)
+def test_of_other_models_too(kernels: CudaKernels, config: ModelConfig) -> None:
+    requests = [Request("a", prompt_of(2, 33), greedy(24)), Request("b", prompt_of(3, 26), greedy(24))]
+    settings: dict[str, Any] = {"num_blocks": 10, "max_num_seqs": 2, "max_num_batched_tokens": 48}
+    gpu = gpu_engine(kernels, torch.bfloat16, config=config, **settings)
+    assert_same(run(gpu, requests), run(cpu_engine(config, torch.bfloat16, **settings), requests))

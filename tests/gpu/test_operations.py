@@ -70,6 +70,12 @@ def test_rms_norm(kernels: CudaKernels, width: int, dtype: torch.dtype) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_rms_norm_of_heads(kernels: CudaKernels, head_dim: int, dtype: torch.dtype) -> None:
+    checks.check_rms_norm_of_heads(kernels, 33, 16, head_dim, dtype)
+
+
+@DTYPES
 @pytest.mark.parametrize("width", [1536, 8192, 14336])
 def test_silu_and_mul(kernels: CudaKernels, width: int, dtype: torch.dtype) -> None:
     checks.check_silu_and_mul(kernels, 33, width, dtype)
@@ -80,6 +86,13 @@ def test_silu_and_mul(kernels: CudaKernels, width: int, dtype: torch.dtype) -> N
 def test_rope_and_write_kv(kernels: CudaKernels, heads: tuple[int, int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     checks.check_rope_and_write_kv(kernels, 100, *heads, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_write_kv(kernels: CudaKernels, head_dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    checks.check_write_kv(kernels, 100, 3, head_dim, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])

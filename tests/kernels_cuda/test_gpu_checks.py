@@ -27,7 +27,9 @@ def test_a_sequence_alone_and_in_a_batch(kernels: CudaKernels) -> None:
 
 def test_operations_between_the_products(kernels: CudaKernels) -> None:
     checks.check_rms_norm(kernels, 3, 256, BF16)
+    checks.check_rms_norm_of_heads(kernels, 3, 2, 64, BF16)
     checks.check_silu_and_mul(kernels, 3, 256, BF16)
+    checks.check_write_kv(kernels, 5, 2, 64, BF16)
     checks.check_rope_and_write_kv(kernels, 5, 4, 2, 64, BF16)
 
 
