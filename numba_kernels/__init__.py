@@ -8,13 +8,16 @@ from numba_kernels.cpu.kv_write import rope_and_write_kv, write_kv
 from numba_kernels.cpu.threading import set_num_threads
 from numba_kernels.device import kernels_for
 from numba_kernels.kernels import Kernels
+from numba_kernels.kv_scales import UNSCALED, KVScales
 from numba_kernels.layout import KVLayout, preferred_layout, supports_bfloat16
 from numba_kernels.metadata import AttentionMetadata, attention_metadata
 
 __all__ = [
+    "UNSCALED",
     "AttentionMetadata",
     "CpuKernels",
     "KVLayout",
+    "KVScales",
     "Kernels",
     "attention_metadata",
     "copy_blocks",

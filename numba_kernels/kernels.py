@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from numba_kernels.kv_scales import UNSCALED, KVScales
 from numba_kernels.layout import KVLayout
 from numba_kernels.metadata import AttentionMetadata
 
@@ -35,6 +36,10 @@ class Kernels(Protocol):
         """The element types that weights, activations and the KV cache may have."""
 
     @property
+    def quantised_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The element types that the KV cache may have instead of the weights'."""
+
+    @property
     def head_dims(self) -> tuple[int, ...]:
         """The head_dims that attention takes, ascending."""
 
@@ -60,8 +65,9 @@ class Kernels(Protocol):
         layout: KVLayout,
         sliding_window: int | None = None,
         out: Tensor | None = None,
+        kv_scales: KVScales = UNSCALED,
     ) -> Tensor:
-        """Causal attention of a batch's queries over the paged cache."""
+        """Causal attention of a batch's queries over the paged cache, whose numbers `kv_scales` explains."""
 
     def rope_and_write_kv(
         self,
@@ -76,8 +82,9 @@ class Kernels(Protocol):
         slot_mapping: Tensor,
         *,
         layout: KVLayout,
+        kv_scales: KVScales = UNSCALED,
     ) -> None:
-        """Rotate q in place, and k on its way into the cache; store v."""
+        """Rotate q in place, and k on its way into the cache; store v. Both are divided by `kv_scales`."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> Tensor:
         """Root-mean-square norm of each row, of x or of `residual += x`."""

@@ -31,6 +31,7 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: what the device is fastest with
     max_model_len: int | None = None  # tokens of prompt + output; None: the model's own context length
     block_size: int = 16  # tokens per KV block, a multiple of 16
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"  # auto: as `dtype`; fp8: e4m3, half the bytes, on GPUs from 8.9 on
     kv_cache_gb: float | None = None  # memory for KV blocks, GiB; None: what is free on a GPU, 1.0 on the CPU
     gpu_memory_utilization: float = 0.9  # of the GPU's memory: what weights, KV blocks and the largest step may fill
     swap_space_gb: float = 0.5  # host memory for swapped-out blocks, GiB, on a GPU pinned; 0 turns swapping off
@@ -53,6 +54,7 @@ class EngineConfig:
         require(self.dtype in ("auto", "float32", "bfloat16", "float16"), "dtype", "auto, float32, bfloat16 or float16")
         require(self.max_model_len is None or self.max_model_len >= 1, "max_model_len", "at least 1")
         require(self.block_size >= 16 and self.block_size % 16 == 0, "block_size", "a multiple of 16")
+        require(self.kv_cache_dtype in ("auto", "fp8"), "kv_cache_dtype", "auto or fp8")
         require(self.kv_cache_gb is None or self.kv_cache_gb > 0, "kv_cache_gb", "above 0")
         require(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "above 0, at most 1")
         require(self.swap_space_gb >= 0, "swap_space_gb", "at least 0")

@@ -16,6 +16,7 @@ from numba_kernels.cpu.attention_plan import Shape, build_plan
 from numba_kernels.cpu.attention_unit import NUM_CALL_FIELDS, STATE_TAIL, Launch
 from numba_kernels.cpu.attention_vector import attend_vector_bfloat16, attend_vector_float32
 from numba_kernels.cpu.workers import run_worker, run_workers
+from numba_kernels.kv_scales import UNSCALED, KVScales, require_unscaled
 from numba_kernels.layout import KVLayout, has_avx512
 from numba_kernels.metadata import AttentionMetadata
 
@@ -66,6 +67,7 @@ def paged_attention(
     layout: KVLayout,
     sliding_window: int | None = None,
     out: torch.Tensor | None = None,
+    kv_scales: KVScales = UNSCALED,
 ) -> torch.Tensor:
     """Causal attention of a batch's queries over the paged cache: decode, chunked prefill and mixtures in one call.
 
@@ -74,8 +76,11 @@ def paged_attention(
     num_kv_heads, block_size and head_dim (at most 256) are multiples of 16. Query i of a sequence with n queries and
     seq_len tokens stands at position seq_len - n + i and sees positions up to its own, with `sliding_window` only the
     last that many. Sums are float32. The result of a row depends to the bit on its sequence alone: not on the rest
-    of the batch, the chunk it comes in, or the number of threads. Raises `ValueError` for arguments that do not fit.
+    of the batch, the chunk it comes in, or the number of threads. Raises `ValueError` for arguments that do not fit,
+    `kv_scales` other than 1 among them.
     """
+    if kv_scales is not UNSCALED:
+        require_unscaled(kv_scales, kv_cache.dtype)
     return attend(best_path(kv_cache.dtype, layout), q, kv_cache, layer, metadata, scale, layout, sliding_window, out)
 
 

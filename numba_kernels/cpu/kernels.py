@@ -30,6 +30,7 @@ class CpuKernels:
     device = torch.device("cpu")
     name = "cpu"
     dtypes = (torch.float32, torch.bfloat16)
+    quantised_dtypes: tuple[torch.dtype, ...] = ()
     head_dims = tuple(range(16, 257, 16))
     preferred_layout = staticmethod(preferred_layout)
     attention_metadata = staticmethod(attention_metadata)

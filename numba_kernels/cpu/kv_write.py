@@ -14,6 +14,7 @@ from torch import Tensor
 from numba_kernels.cpu.jit import device, f32_ptr, float_ptr, i64_ptr, kernel, pair_ptr, stack_bytes, word_ptr
 from numba_kernels.cpu.scalar import load, store
 from numba_kernels.cpu.simd import vfma, vload, vload_bf16, vmul, vstore, vstore_bf16, vsub
+from numba_kernels.kv_scales import UNSCALED, KVScales, require_unscaled
 from numba_kernels.layout import KVLayout
 
 # Below this many elements (of q, k and v) one core is done before a second one has woken up.
@@ -182,7 +183,7 @@ def _rope_and_write_kv_kernel(head_dim: int, is_bfloat: bool, is_packed: bool, p
     return rope_and_write_kv_rows
 
 
-def rope_and_write_kv(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, kv_cache: Tensor, layer: int, slot_mapping: Tensor, *, layout: KVLayout) -> None:  # fmt: skip # noqa: E501
+def rope_and_write_kv(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, kv_cache: Tensor, layer: int, slot_mapping: Tensor, *, layout: KVLayout, kv_scales: KVScales = UNSCALED) -> None:  # fmt: skip # noqa: E501
     """Rotary embedding on q in place and on k, then k and v into the cache at their slots; k and v stay as they are.
 
     q: [num_tokens, num_heads, head_dim]; k, v: [num_tokens, num_kv_heads, head_dim]: views with a contiguous last
@@ -190,8 +191,10 @@ def rope_and_write_kv(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor,
     [num_tokens]. kv_cache, layer, slot_mapping, layout: as in `write_kv`.
     Convention of Llama and NeoX: element i of the first half turns with element i of the second. Rotated in float32
     and rounded once (transformers rounds cos, sin and both products to bfloat16 first, so it is less exact).
-    Raises as `write_kv` does; IndexError also for a position outside the table.
+    Raises as `write_kv` does; IndexError also for a position outside the table, ValueError for `kv_scales` not 1.
     """
+    if kv_scales is not UNSCALED:
+        require_unscaled(kv_scales, kv_cache.dtype)
     num_tokens, heads, head_dim = k.shape
     cache = _cache_arguments(kv_cache, layer, heads, head_dim, layout)
     (q_stride, q_head, q_last), (k_stride, k_head, k_last) = q.stride(), k.stride()

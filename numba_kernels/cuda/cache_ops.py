@@ -5,30 +5,51 @@ from torch import Tensor
 
 from numba_kernels.cuda import block_copy, kv_write, rope_kv_write
 from numba_kernels.cuda.cache_layer import cache_layer
-from numba_kernels.cuda.checks import describe, require_cache, require_element, require_indices, require_rows
+from numba_kernels.cuda.checks import (
+    ELEMENTS,
+    KV_ELEMENTS,
+    describe,
+    dtype_beside,
+    require_cache,
+    require_indices,
+    require_rows,
+)
 from numba_kernels.cuda.launcher import Launcher
 from numba_kernels.cuda.staging import send
 from numba_kernels.cuda.target import Index3
+from numba_kernels.kv_scales import UNSCALED, KVScales
 from numba_kernels.layout import KVLayout
 
 _MAX_PAIRS = 65535  # a grid's y
 
 
 def write_kv(
-    launcher: Launcher, k: Tensor, v: Tensor, kv_cache: Tensor, layer: int, slot_mapping: Tensor, *, layout: KVLayout
+    launcher: Launcher,
+    k: Tensor,
+    v: Tensor,
+    kv_cache: Tensor,
+    layer: int,
+    slot_mapping: Tensor,
+    *,
+    layout: KVLayout,
+    kv_scales: KVScales = UNSCALED,
 ) -> None:
-    """As `numba_kernels.write_kv`. Slots are not checked: they are on the device."""
-    _require_step(launcher, k, v, kv_cache, layer, slot_mapping, layout)
+    """As `numba_kernels.write_kv`, and into a cache of float8_e4m3fn: rounded to nearest even, what is beyond 448
+    becoming 448. Slots are not checked: they are on the device.
+    """
+    require_cache(kv_cache, layer, layout, kv_scales, launcher)
+    _require_step(launcher, k, v, kv_cache, slot_mapping)
     num_kv_heads, block_size, head_dim = kv_cache.shape[3:]
     at = cache_layer(kv_cache, layer)
+    quantised_from = ELEMENTS[k.dtype] if KV_ELEMENTS[kv_cache.dtype] else ""
     launcher.launch(
-        kv_write.write_kv_kernel(kv_write.KvWriteVariant(head_dim, block_size)),
+        kv_write.write_kv_kernel(kv_write.KvWriteVariant(head_dim, block_size, quantised_from)),
         Index3(k.shape[0]),
         kv_write.NUM_THREADS,
         (
             *(k.data_ptr(), v.data_ptr(), at.k, at.v, slot_mapping.data_ptr()),
             *(2 * k.stride(0), 2 * k.stride(1), 2 * v.stride(0), 2 * v.stride(1)),
-            *(at.block_stride, at.token_stride, at.head_stride, num_kv_heads, 1.0, 1.0),
+            *(at.block_stride, at.token_stride, at.head_stride, num_kv_heads, 1.0 / kv_scales.k, 1.0 / kv_scales.v),
         ),
         (k, v, kv_cache, slot_mapping),
     )
@@ -47,18 +68,24 @@ def rope_and_write_kv(
     slot_mapping: Tensor,
     *,
     layout: KVLayout,
+    kv_scales: KVScales = UNSCALED,
 ) -> None:
-    """As `numba_kernels.rope_and_write_kv`. Slots and positions are not checked: they are on the device."""
-    _require_step(launcher, k, v, kv_cache, layer, slot_mapping, layout)
+    """As `numba_kernels.rope_and_write_kv`, and into a cache of float8_e4m3fn: k is rounded to its own type first.
+
+    Slots and positions are not checked: they are on the device.
+    """
+    require_cache(kv_cache, layer, layout, kv_scales, launcher)
+    _require_step(launcher, k, v, kv_cache, slot_mapping)
     num_tokens, num_kv_heads, head_dim = k.shape
     block_size, num_heads = kv_cache.shape[4], q.shape[1]
-    require_rows("q", q, (num_tokens, num_heads, head_dim), kv_cache.dtype, launcher.device)
+    require_rows("q", q, (num_tokens, num_heads, head_dim), k.dtype, launcher.device)
     for name, table in (("cos", cos), ("sin", sin)):
         require_rows(name, table, (cos.shape[0], head_dim // 2), torch.float32, launcher.device)
         if not table.is_contiguous():
             raise ValueError(f"{name} must be contiguous: got {describe(table)}")
     require_indices("positions", positions, num_tokens, launcher.device)
-    variant = rope_kv_write.RopeVariant(head_dim, require_element("kv_cache", kv_cache), block_size)
+    kv_element = KV_ELEMENTS[kv_cache.dtype]
+    variant = rope_kv_write.RopeVariant(head_dim, ELEMENTS[k.dtype], block_size, kv_element=kv_element)
     at = cache_layer(kv_cache, layer)
     launcher.launch(
         rope_kv_write.rope_kv_write_kernel(variant),
@@ -68,7 +95,8 @@ def rope_and_write_kv(
             *(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, 0),  # no norm of the heads
             *(cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), at.k, at.v, slot_mapping.data_ptr()),
             *(2 * x.stride(d) for x in (q, k, v) for d in (0, 1)),
-            *(at.block_stride, at.token_stride, at.head_stride, num_heads, num_kv_heads, 0.0, 1.0, 1.0),
+            *(at.block_stride, at.token_stride, at.head_stride, num_heads, num_kv_heads),
+            *(0.0, 1.0 / kv_scales.k, 1.0 / kv_scales.v),
         ),
         (q, k, v, cos, sin, positions, kv_cache, slot_mapping),
     )
@@ -109,13 +137,10 @@ def swap_blocks(launcher: Launcher, src: Tensor, dst: Tensor, pairs: Tensor) -> 
         launcher.copy_rows(src, dst, [(i, j) for i, j in pairs.tolist()])
 
 
-def _require_step(
-    launcher: Launcher, k: Tensor, v: Tensor, kv_cache: Tensor, layer: int, slot_mapping: Tensor, layout: KVLayout
-) -> None:
-    require_cache(kv_cache, layer, layout, launcher.device)
-    shape = (k.shape[0], kv_cache.shape[3], kv_cache.shape[5])
-    require_rows("k", k, shape, kv_cache.dtype, launcher.device)
-    require_rows("v", v, shape, kv_cache.dtype, launcher.device)
+def _require_step(launcher: Launcher, k: Tensor, v: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    shape, dtype = (k.shape[0], kv_cache.shape[3], kv_cache.shape[5]), dtype_beside(kv_cache, "k", k)
+    require_rows("k", k, shape, dtype, launcher.device)
+    require_rows("v", v, shape, dtype, launcher.device)
     require_indices("slot_mapping", slot_mapping, k.shape[0], launcher.device)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from numba_kernels.cuda import attention, cache_ops, elementwise, sampling
-from numba_kernels.cuda.checks import ELEMENTS
+from numba_kernels.cuda.checks import E4M3_COMPUTE_CAPABILITY, ELEMENTS
 from numba_kernels.cuda.decode import HEAD_DIMS
 from numba_kernels.cuda.decode_buffers import DecodeBuffers, Workspace
 from numba_kernels.cuda.launcher import Launcher
@@ -37,6 +37,7 @@ class CudaKernels:
         # 256 needs 128 KB of shared memory for a block: GPUs of compute capability 8.6, 8.9 and 12.x have 99 KB.
         most = launcher.properties.shared_bytes_per_block
         self.head_dims = tuple(d for d in HEAD_DIMS if PrefillVariant(d).shared_bytes <= most)
+        self.quantised_dtypes = (torch.float8_e4m3fn,) if capability >= E4M3_COMPUTE_CAPABILITY else ()
         self._workspace = Workspace(launcher)
         self.paged_attention = partial(attention.paged_attention, launcher)
         self.write_kv = partial(cache_ops.write_kv, launcher)

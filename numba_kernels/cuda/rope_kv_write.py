@@ -228,7 +228,7 @@ def rope_kv_write_kernel(variant: RopeVariant) -> Kernel:
 
 
 def common_rope_kv_writes() -> list[RopeVariant]:
-    """Every head_dim and element, and head_dim 64 and 128 in bfloat16 with a norm, each into a cache of e4m3 too."""
+    """Every head_dim and element, and head_dim 64 and 128 in bfloat16 with a norm, all into a cache of e4m3 too."""
     plain = [RopeVariant(head_dim, element) for head_dim in HEAD_DIMS for element in ELEMENTS]
     variants = [*plain, RopeVariant(64, norm=True), RopeVariant(128, norm=True)]
-    return [*variants, *(dataclasses.replace(v, kv_element="e4m3") for v in variants if v.element == "bf16")]
+    return [*variants, *(dataclasses.replace(v, kv_element="e4m3") for v in variants)]

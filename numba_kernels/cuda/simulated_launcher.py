@@ -58,7 +58,7 @@ class SimulatedLauncher:
     """
 
     seed: int = 0
-    properties: DeviceProperties = field(default_factory=lambda: DeviceProperties(2, (9, 0)))
+    properties: DeviceProperties = field(default_factory=lambda: DeviceProperties(2, (9, 0)))  # as an H100's
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _late: list[_LateCopy] = field(default_factory=list)
     _uploads: list[_Upload] = field(default_factory=list)  # that nobody has waited for

@@ -10,7 +10,7 @@ from serve_paged.config import EngineConfig
 from serve_paged.core.block_pool import BlockPool
 from serve_paged.core.preemption import PreemptionCosts
 from serve_paged.core.scheduler import Scheduler
-from serve_paged.engine.device import choose_dtype, choose_kernels, runs_behind
+from serve_paged.engine.device import choose_cache_dtype, choose_dtype, choose_kernels, runs_behind
 from serve_paged.engine.engine import Engine
 from serve_paged.engine.gpu_memory import TorchGauge, bytes_for_blocks
 from serve_paged.engine.graphs import CudaGraphs, Graphs
@@ -37,6 +37,7 @@ def build_engine(config: EngineConfig, *, load: Callable[..., LoadedModel] = loa
     use_threads(config.threads or usable_cores())
     kernels = choose_kernels(config.device)
     dtype = choose_dtype(config.dtype, kernels)
+    choose_cache_dtype(config.kv_cache_dtype, dtype, kernels)  # what is not possible is refused before weights are read
     graphs = CudaGraphs(kernels.device) if kernels.device.type == "cuda" else None
     return assemble_engine(config, load(config.model, dtype, kernels=kernels), dtype, graphs=graphs)
 
@@ -56,17 +57,18 @@ def assemble_engine(
     a simulated one.
     """
     shape = BlockShape(model.config.num_layers, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-    num_blocks = shape.num_blocks_in(choose_kv_cache_gb(config, model.decoder, shape), dtype)
+    cache_dtype = choose_cache_dtype(config.kv_cache_dtype, dtype, model.decoder.kernels)
+    num_blocks = shape.num_blocks_in(choose_kv_cache_gb(config, model.decoder, shape, cache_dtype), cache_dtype)
     max_model_len = fit_context(config.max_model_len, model.config.max_position_embeddings, num_blocks, shape)
     kv_cache = KVCache(
         shape,
-        dtype,
+        cache_dtype,
         model.decoder.kernels,
         num_blocks=num_blocks,
-        num_host_blocks=shape.num_blocks_in(config.swap_space_gb, dtype),
+        num_host_blocks=shape.num_blocks_in(config.swap_space_gb, cache_dtype),
     )
     runner = build_runner(config, model.decoder, kv_cache, graphs, max_model_len)
-    text_model = describe_text(config, model, dtype)
+    text_model = describe_text(config, model, kv_numbers(dtype, cache_dtype))
     sampler = Sampler(text_model.vocab_size, text_model.eos_token_ids, model.decoder.kernels)
     sampler.warm_up()
     costs = PreemptionCosts()
@@ -100,14 +102,14 @@ def build_runner(
     return CudaRunner(eager, decoder, kv_cache, graphs, max_num_seqs=config.max_num_seqs, max_model_len=max_model_len)
 
 
-def choose_kv_cache_gb(config: EngineConfig, decoder: Decoder, shape: BlockShape) -> float:
+def choose_kv_cache_gb(config: EngineConfig, decoder: Decoder, shape: BlockShape, dtype: torch.dtype) -> float:
     """GiB for KV blocks: what is asked for; else on a GPU what the largest steps leave, on the CPU a fixed amount."""
     if config.kv_cache_gb is not None:
         return config.kv_cache_gb
     kernels = decoder.kernels
     if kernels.device.type != "cuda":
         return CPU_KV_CACHE_GB
-    runner = EagerRunner(decoder, KVCache(shape, decoder.dtype, kernels, num_blocks=1, num_host_blocks=0))
+    runner = EagerRunner(decoder, KVCache(shape, dtype, kernels, num_blocks=1, num_host_blocks=0))
     length = min(config.max_num_batched_tokens, decoder.max_positions)
     room = bytes_for_blocks(
         TorchGauge(kernels.device),
@@ -152,7 +154,13 @@ def build_scheduler(config: EngineConfig, kv_cache: KVCache, costs: PreemptionCo
     )
 
 
-def describe_text(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) -> TextModel:
+def kv_numbers(dtype: torch.dtype, cache_dtype: torch.dtype) -> str:
+    """What tells apart caches of the same model that hold different numbers: how they are computed and stored."""
+    computed, stored = (str(x).removeprefix("torch.") for x in (dtype, cache_dtype))
+    return computed if computed == stored else f"{stored} of {computed}"
+
+
+def describe_text(config: EngineConfig, model: LoadedModel, kv_dtype: str) -> TextModel:
     """The text side of what was loaded; a model without files gets a vocabulary of numbers."""
     folder = model.folder
     return TextModel(
@@ -163,5 +171,5 @@ def describe_text(config: EngineConfig, model: LoadedModel, dtype: torch.dtype) 
         vocab_size=model.config.vocab_size,
         eos_token_ids=model.config.eos_token_ids,
         fingerprint=model.fingerprint,
-        kv_dtype=str(dtype).removeprefix("torch."),
+        kv_dtype=kv_dtype,
     )

@@ -121,7 +121,12 @@ class CudaRunner:
         def step() -> None:
             buffers.take_sampled(self._samples)
             hidden = self._decoder.forward(
-                buffers.input_ids, buffers.positions, blocks, buffers.metadata, self._kv_cache.layout
+                buffers.input_ids,
+                buffers.positions,
+                blocks,
+                buffers.metadata,
+                self._kv_cache.layout,
+                self._kv_cache.scales,
             )
             self._decoder.logits(hidden, out=self._logits[:num_seqs])
 

@@ -56,3 +56,14 @@ def choose_dtype(name: str, kernels: Kernels) -> torch.dtype:
         possible = ", ".join(str(dtype).removeprefix("torch.") for dtype in kernels.dtypes)
         raise ValueError(f"dtype: {name} is not possible on {kernels.name}; possible: {possible}")
     return dtype
+
+
+def choose_cache_dtype(name: str, dtype: torch.dtype, kernels: Kernels) -> torch.dtype:
+    """Of KV blocks: "auto" is the weights' dtype. Raises `ValueError` for "fp8" where the kernels do not take it."""
+    if name == "auto":
+        return dtype
+    if torch.float8_e4m3fn not in kernels.quantised_dtypes:
+        raise ValueError(
+            f"kv_cache_dtype: {name} is not possible on {kernels.name}: a GPU of compute capability 8.9 is needed"
+        )
+    return torch.float8_e4m3fn

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from numba_kernels import Kernels
+from numba_kernels import UNSCALED, Kernels
 from serve_paged.core.schedule_output import SchedulerOutput
 from serve_paged.engine.stopwatch import Stopwatch
 
@@ -57,6 +57,7 @@ class KVCache:
         self._kernels = kernels
         self.layout = kernels.preferred_layout(dtype, shape.head_dim)
         self.block_size = shape.block_size
+        self.scales = UNSCALED  # no checkpoint that is loaded brings others
         on_gpu = kernels.device.type == "cuda"  # whose copies need pages that stay where they are
         self.blocks = torch.zeros((num_blocks, *row), dtype=dtype, device=kernels.device)
         self.host_blocks = torch.zeros((num_host_blocks, *row), dtype=dtype, pin_memory=on_gpu)

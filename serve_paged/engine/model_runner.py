@@ -63,7 +63,12 @@ class EagerRunner:
         """As in `ModelRunner`."""
         batch = build_batch(output, self._kv_cache.block_size, self._decoder.kernels, samples)
         hidden = self._decoder.forward(
-            batch.input_ids, batch.positions, self._kv_cache.blocks, batch.metadata, self._kv_cache.layout
+            batch.input_ids,
+            batch.positions,
+            self._kv_cache.blocks,
+            batch.metadata,
+            self._kv_cache.layout,
+            self._kv_cache.scales,
         )
         if batch.logits_rows != list(range(hidden.shape[0])):  # in decode every token needs its logits: no gather then
             hidden = hidden[to_device(torch.tensor(batch.logits_rows, dtype=torch.int64), hidden.device)]
@@ -100,4 +105,5 @@ class EagerRunner:
         )
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=kernels.device)
         positions = torch.arange(tokens_per_seq, dtype=torch.int64, device=kernels.device).repeat(num_seqs)
-        return self._decoder.forward(ids, positions, self._kv_cache.blocks, metadata, self._kv_cache.layout)
+        cache = self._kv_cache
+        return self._decoder.forward(ids, positions, cache.blocks, metadata, cache.layout, cache.scales)

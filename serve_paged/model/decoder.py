@@ -6,7 +6,7 @@ Plain torch: no modules, no autograd. Callers run it under `torch.inference_mode
 import torch
 from torch.nn import functional as F
 
-from numba_kernels import AttentionMetadata, Kernels, KVLayout
+from numba_kernels import UNSCALED, AttentionMetadata, Kernels, KVLayout, KVScales
 from serve_paged.model.config import ModelConfig
 from serve_paged.model.layers import DecoderLayer, StepInputs
 from serve_paged.model.linear import Linear
@@ -38,7 +38,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of weights, activations and KV cache."""
+        """Dtype of weights and activations, and of a KV cache that is not narrower than they are."""
         return self._embedding.dtype
 
     @property
@@ -53,13 +53,14 @@ class Decoder:
         kv_cache: torch.Tensor,
         metadata: AttentionMetadata,
         layout: KVLayout,
+        kv_scales: KVScales = UNSCALED,
     ) -> torch.Tensor:
         """Run one step over the tokens of all scheduled sequences, writing their keys and values to the cache.
 
         `input_ids` and `positions` are int64 [num_tokens], sequence after sequence as `metadata` says.
         Returns the normed hidden states [num_tokens, hidden_size] in the decoder's dtype.
         """
-        step = StepInputs(self.kernels, positions, self._rope, kv_cache, metadata, layout)
+        step = StepInputs(self.kernels, positions, self._rope, kv_cache, metadata, layout, kv_scales)
         residual = F.embedding(input_ids, self._embedding)  # a fresh tensor: the layers add to it in place
         update: torch.Tensor | None = None
         for layer in self._layers:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from numba_kernels import AttentionMetadata, Kernels, KVLayout
+from numba_kernels import AttentionMetadata, Kernels, KVLayout, KVScales
 from serve_paged.model.config import ModelConfig
 from serve_paged.model.linear import Linear
 from serve_paged.model.rope import RopeTables
@@ -20,6 +20,7 @@ class StepInputs:
     kv_cache: torch.Tensor  # [num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]
     metadata: AttentionMetadata
     layout: KVLayout
+    kv_scales: KVScales  # of all layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class Attention:
         if self.q_norm is not None and self.k_norm is not None:
             q, k = (step.kernels.rms_norm(x, norm, self.eps) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         rope, cache, slots = step.rope, step.kv_cache, step.metadata.slot_mapping
+        layout, scales = step.layout, step.kv_scales
         step.kernels.rope_and_write_kv(
-            q, k, v, rope.cos, rope.sin, step.positions, cache, self.layer, slots, layout=step.layout
+            q, k, v, rope.cos, rope.sin, step.positions, cache, self.layer, slots, layout=layout, kv_scales=scales
         )  # q is rotated in place
         attended = step.kernels.paged_attention(
             q,
@@ -54,8 +56,9 @@ class Attention:
             self.layer,
             step.metadata,
             scale=self.head_dim**-0.5,
-            layout=step.layout,
+            layout=layout,
             sliding_window=self.sliding_window,
+            kv_scales=scales,
         )
         return self.o(attended.reshape(num_tokens, -1))
 

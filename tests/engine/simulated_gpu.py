@@ -39,7 +39,8 @@ def sized(
 ) -> EngineConfig:
     """Settings with a cache of exactly so many blocks, the null block not counted."""
     shape = BlockShape(config.num_layers, config.num_kv_heads, 16, config.head_dim)
-    gib_per_block = shape.num_bytes(dtype) / GIB
+    cache_dtype = torch.float8_e4m3fn if settings.get("kv_cache_dtype") == "fp8" else dtype
+    gib_per_block = shape.num_bytes(cache_dtype) / GIB
     return EngineConfig(
         kv_cache_gb=(num_blocks + 1.5) * gib_per_block,
         swap_space_gb=(num_host_blocks + 0.5) * gib_per_block if num_host_blocks else 0.0,

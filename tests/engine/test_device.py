@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from numba_kernels import CpuKernels
+from numba_kernels import CpuKernels, Kernels
 from numba_kernels.cuda.kernels import CudaKernels
+from numba_kernels.cuda.launcher import DeviceProperties
 from numba_kernels.cuda.simulated_launcher import SimulatedLauncher
 from serve_paged.config import EngineConfig
-from serve_paged.engine.device import choose_dtype, choose_kernels, why_no_gpu
+from serve_paged.core.block_hash import root_hash
+from serve_paged.engine.build import build_engine, kv_numbers
+from serve_paged.engine.device import choose_cache_dtype, choose_dtype, choose_kernels, why_no_gpu
 
 
 @pytest.fixture
@@ -64,3 +67,33 @@ def test_a_gpu_is_given_bfloat16_unless_told_otherwise() -> None:
 def test_a_step_of_more_tokens_than_a_gpu_s_grid_has_is_refused_by_the_setting_s_name() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens must be at most 65535, got 65536"):
         EngineConfig(max_num_batched_tokens=65536)
+
+
+def test_a_cache_is_of_the_weights_dtype_unless_told_otherwise() -> None:
+    assert choose_cache_dtype("auto", torch.float16, CudaKernels(SimulatedLauncher())) is torch.float16
+    assert choose_cache_dtype("fp8", torch.float16, CudaKernels(SimulatedLauncher())) is torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [CpuKernels(), CudaKernels(SimulatedLauncher(properties=DeviceProperties(108, (8, 0))))],
+    ids=["cpu", "A100"],
+)
+def test_a_cache_of_8_bits_is_refused_by_name_where_there_are_no_kernels(kernels: Kernels) -> None:
+    with pytest.raises(ValueError, match=rf"kv_cache_dtype: fp8 is not possible on {kernels.name}: .* 8\.9 is needed"):
+        choose_cache_dtype("fp8", torch.bfloat16, kernels)
+
+
+def test_it_is_refused_before_weights_are_read() -> None:
+    def load(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("weights were read")
+
+    with pytest.raises(ValueError, match="kv_cache_dtype: fp8 is not possible on cpu"):
+        build_engine(EngineConfig(device="cpu", kv_cache_dtype="fp8"), load=load)  # type: ignore[arg-type]
+
+
+def test_caches_of_other_numbers_share_no_hashes() -> None:
+    bf16, f16, e4m3 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+    kinds = [kv_numbers(*dtypes) for dtypes in ((bf16, bf16), (f16, f16), (bf16, e4m3), (f16, e4m3))]
+    assert kinds[0] == "bfloat16"
+    assert len({root_hash("weights", kind, 16) for kind in kinds}) == len(kinds)

@@ -105,6 +105,18 @@ def test_with_forks_chunks_prefix_hits_and_preemption_by_swap() -> None:
 
 
 @pytest.mark.slow
+def test_the_same_over_a_cache_of_8_bits() -> None:
+    """Against the CPU's float32: what 3 bits of mantissa change is still less than a tenth of the margins."""
+    settings = {**TIGHT, "num_host_blocks": 10, "preemption": "swap"}
+    gpu = simulated_engine(lookback_config(), torch.bfloat16, **settings, kv_cache_dtype="fp8")
+    assert_same(run(gpu, MIX), run(cpu_engine(lookback_config(), torch.bfloat16, **settings), MIX))
+    assert gpu._kv_cache.blocks.dtype == torch.float8_e4m3fn
+    stats = assert_everything_happened(gpu)
+    assert stats.num_preemptions_swap > 0
+    assert stats.num_swapped_in_blocks > 0
+
+
+@pytest.mark.slow
 def test_with_preemption_by_recompute() -> None:
     gpu, cpu = engines(lookback_config(), torch.bfloat16, **TIGHT, preemption="recompute")
     assert_same(run(gpu, MIX), run(cpu, MIX))
@@ -126,6 +138,16 @@ def test_of_other_models(config: ModelConfig, dtype: torch.dtype) -> None:
     requests = [Request("a", prompt_of(2, 33), greedy(4)), Request("b", prompt_of(3, 26), greedy(4))]
     gpu, cpu = engines(config, dtype, num_blocks=10, max_num_seqs=2, max_num_batched_tokens=48)
     assert_same(run(gpu, requests), run(cpu, requests))
+
+
+def test_over_a_cache_of_8_bits() -> None:
+    """A prompt in two chunks, then captured decode steps."""
+    settings: dict[str, Any] = {"num_blocks": 4, "max_num_seqs": 1, "max_num_batched_tokens": 20}
+    requests = [Request("a", prompt_of(2, 26), greedy(4))]
+    gpu = simulated_engine(lookback_config(), torch.bfloat16, **settings, kv_cache_dtype="fp8")
+    assert_same(run(gpu, requests), run(cpu_engine(lookback_config(), torch.bfloat16, **settings), requests))
+    assert gpu._kv_cache.blocks.dtype == torch.float8_e4m3fn
+    assert gpu._kv_cache.block_bytes == gpu._kv_cache.blocks[0].numel()
 
 
 def test_the_step_that_memory_is_measured_with_asks_for_all_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:

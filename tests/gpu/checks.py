@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from numba_kernels import KVLayout, reference_ops
+from numba_kernels import UNSCALED, KVLayout, KVScales, reference_ops
 from numba_kernels.cuda.kernels import CudaKernels
-from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, NUM_LAYERS, Step, random_step
+from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, NUM_LAYERS, Step, per_kind, random_step
 from tests.kernels_cuda.sampling_rows import Rows
 
 # Relative to the exact result, in the Euclidean norm: the rounding of weights and results to 16 bits.
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+E4M3_SCALES = KVScales(0.03, 0.02)  # keys and values of a few units are up to 448 in the cache
 MAX_VOCAB_WITH_TOP_P = 1100  # what the exact nucleus is computed for: it takes the square of that
 ROW_FACTOR = 4  # how much worse a single row may be than all rows together
 
@@ -32,6 +33,8 @@ class AttentionCheck:
     head_dim: int = 64
     dtype: torch.dtype = torch.bfloat16
     window: int | None = None
+    kv_dtype: torch.dtype | None = None  # of the cache, where it is not dtype
+    kv_scales: KVScales = UNSCALED
 
     def step(self) -> Step:
         return random_step(
@@ -40,6 +43,8 @@ class AttentionCheck:
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
+            kv_scales=self.kv_scales,
         )
 
 
@@ -160,6 +165,32 @@ def check_rope_and_write_kv(
     assert torch.equal(found[block, LAYER, 1, :, offset], stored_v[used])
     found[block, LAYER, :, :, offset] = float("nan")
     assert found.isnan().all(), "the cache was written where it must not be"
+
+
+def check_quantised_write(
+    kernels: CudaKernels, num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> None:
+    """A cache of 8-bit numbers gets what one of `dtype` would, rounded once more, bit for bit; q and slots as there."""
+    positions, slots = torch.randint(0, 64, (num_tokens,)), torch.randperm(num_tokens) + BLOCK_SIZE
+    slots[::3] = -1
+    angles = torch.rand(64, head_dim // 2) * 6.28
+    at = [x.to(kernels.device) for x in (angles.cos(), angles.sin(), positions)]
+    size = (num_tokens // BLOCK_SIZE + 2, NUM_LAYERS, 2, num_kv_heads, BLOCK_SIZE, head_dim)
+    found: list[tuple[Tensor, Tensor]] = []
+    for kv_dtype, kv_scales in ((dtype, UNSCALED), (torch.float8_e4m3fn, E4M3_SCALES)):
+        projected = random(kernels, dtype, num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+        q, k, v = projected.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        cache = torch.full(size, float("nan"), device=kernels.device).to(kv_dtype)
+        to = (cache, LAYER, slots.to(kernels.device))
+        kernels.rope_and_write_kv(q, k, v, *at, *to, layout=KVLayout.STANDARD, kv_scales=kv_scales)
+        kernels.synchronize()
+        found.append((q.cpu(), cache.cpu()))
+    (wide_q, wide), (narrow_q, narrow) = found
+    assert torch.equal(narrow_q, wide_q)
+    inverse = per_kind(KVScales(1 / E4M3_SCALES.k, 1 / E4M3_SCALES.v))
+    expected = (wide.float() * inverse).to(torch.float8_e4m3fn)
+    assert torch.equal(narrow.isnan(), expected.isnan()), "the cache was written where it must not be"
+    assert torch.equal(narrow.float().nan_to_num(), expected.float().nan_to_num())
 
 
 def check_sample(kernels: CudaKernels, num_rows: int, vocab_size: int, dtype: torch.dtype) -> None:

@@ -16,3 +16,11 @@ def kernels() -> CudaKernels:
         pytest.fail(f"no GPU for a test that needs one: {missing}", pytrace=False)
     torch.set_grad_enabled(False)
     return found
+
+
+@pytest.fixture
+def e4m3_kernels(kernels: CudaKernels) -> CudaKernels:
+    """The same, where it takes a cache of 8-bit numbers."""
+    if torch.float8_e4m3fn not in kernels.quantised_dtypes:
+        pytest.skip("this GPU is too old for a cache of 8-bit numbers, and the product refuses one")
+    return kernels

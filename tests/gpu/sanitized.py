@@ -29,6 +29,10 @@ def run(kernels: CudaKernels) -> None:
         checks.check_write_kv(kernels, 20, 2, 64, dtype)
         checks.check_rope_and_write_kv(kernels, 20, 4, 2, 64, dtype)
         checks.check_sample(kernels, 7, 1000, dtype)
+        for kv_dtype in kernels.quantised_dtypes:
+            checks.check_quantised_write(kernels, 20, 4, 2, 64, dtype)
+            for batch in BATCHES:
+                checks.check_attention(kernels, AttentionCheck(batch, 4, 2, 128, dtype=dtype, kv_dtype=kv_dtype))
     checks.check_copy_blocks(kernels, 9, (3, 2, 2, 16, 64))
     checks.check_swap(kernels, 9, (3, 2, 2, 16, 64))
 

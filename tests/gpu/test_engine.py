@@ -38,6 +38,13 @@ def test_its_tokens_are_those_of_the_cpu(kernels: CudaKernels, dtype: torch.dtyp
     assert gpu.stats().num_preemptions_swap > 0
 
 
+def test_over_a_cache_of_8_bits_too(e4m3_kernels: CudaKernels) -> None:
+    settings = {**TIGHT, "num_host_blocks": 10, "preemption": "swap"}
+    gpu = gpu_engine(e4m3_kernels, torch.bfloat16, **settings, kv_cache_dtype="fp8")
+    assert_same(run(gpu, MIX), run(cpu_engine(lookback_config(), torch.bfloat16, **settings), MIX))
+    assert gpu.stats().num_preemptions_swap > 0
+
+
 def test_a_captured_step_gives_the_bits_of_an_eager_one(kernels: CudaKernels) -> None:
     """Four sequences of one length: the bucket is full, and both ways run the same matrix products."""
     requests = [Request(f"request {i}", prompt_of(i, 30), greedy(24)) for i in range(4)]

@@ -64,6 +64,16 @@ def test_a_sequences_bits_do_not_depend_on_its_batch(kernels: CudaKernels) -> No
 
 
 @DTYPES
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_a_cache_of_8_bits(e4m3_kernels: CudaKernels, heads: tuple[int, int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    checks.check_quantised_write(e4m3_kernels, 100, *heads, dtype)
+    for sequences, window in ((mixed(5, 40, 0, 1500), None), (mixed(6, 12, 5, 700), 100)):
+        cache = {"kv_dtype": torch.float8_e4m3fn, "kv_scales": checks.E4M3_SCALES}
+        checks.check_attention(e4m3_kernels, AttentionCheck(sequences, *heads, dtype=dtype, window=window, **cache))
+
+
+@DTYPES
 @pytest.mark.parametrize("width", [64, 576, 2048, 4096, 5120])
 def test_rms_norm(kernels: CudaKernels, width: int, dtype: torch.dtype) -> None:
     checks.check_rms_norm(kernels, 33, width, dtype)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numba_kernels import AttentionMetadata, KVLayout, attention_metadata, paged_attention
+from numba_kernels import AttentionMetadata, KVLayout, KVScales, attention_metadata, paged_attention
 from numba_kernels.cpu.attention import AttentionPath
 from tests.kernels.attention_batches import Batch, Shape, layout_of, random_batch
 
@@ -157,6 +157,7 @@ def test_a_batch_that_contradicts_itself_is_refused(
         (torch.zeros(1, 2, 16), torch.zeros(4, 1, 2, 2, 16, 16), {"scale": 0.0}, "scale"),
         (torch.zeros(1, 2, 16), torch.zeros(4, 1, 2, 2, 16, 16), {"layout": KVLayout.AMX_PACKED}, "packed"),
         (torch.zeros(1, 2, 16), torch.zeros(4, 1, 2, 2, 16, 16), {"out": torch.zeros(1, 2, 8)}, "out must"),
+        (torch.zeros(1, 2, 16), torch.zeros(4, 1, 2, 2, 16, 16), {"kv_scales": KVScales(2.0)}, "kv_scales must be 1"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

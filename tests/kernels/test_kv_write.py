@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from numba_kernels import KVLayout, reference_ops, rope_and_write_kv, write_kv
+from numba_kernels import KVLayout, KVScales, reference_ops, rope_and_write_kv, write_kv
 from numba_kernels.layout import pack, unpack
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -133,6 +133,16 @@ def test_position_zero_leaves_q_unchanged() -> None:
     cache = poisoned_cache(1, 2, 16, 16, torch.bfloat16)
     rope_and_write_kv(q, k, v, cos, sin, torch.zeros(3).long(), cache, LAYER, torch.arange(3), layout=KVLayout.STANDARD)
     assert torch.equal(q, before)
+
+
+def test_scales_are_refused_for_a_cache_that_needs_none() -> None:
+    q, k, v = fused_qkv(1, 1, 1, 16, torch.float32)
+    cache, (cos, sin), first = torch.zeros(1, 2, 2, 1, 16, 16), rope_tables(4, 16), torch.zeros(1).long()
+    arguments = (q, k, v, cos, sin, first, cache, LAYER, first)
+    with pytest.raises(ValueError, match=r"kv_scales must be 1 for a cache of torch.float32, not 1\.0 and 0\.5"):
+        rope_and_write_kv(*arguments, layout=KVLayout.STANDARD, kv_scales=KVScales(1.0, 0.5))
+    assert not cache.any()
+    rope_and_write_kv(*arguments, layout=KVLayout.STANDARD, kv_scales=KVScales(1.0, 1.0))
 
 
 @pytest.mark.parametrize("slot", [-2, 48, 1 << 40])

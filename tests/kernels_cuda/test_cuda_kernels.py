@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from numba_kernels import CpuKernels, KVLayout, kernels_for, reference_ops
+from numba_kernels import CpuKernels, KVLayout, KVScales, kernels_for, reference_ops
 from numba_kernels.cuda.empty_kernel import empty_kernel
 from numba_kernels.cuda.kernels import CudaKernels
 from numba_kernels.cuda.launcher import DeviceProperties
@@ -16,6 +16,8 @@ from tests.kernels_cuda.batches import BLOCK_SIZE, LAYER, SCALE, Step, random_st
 from tests.kernels_cuda.decode_batches import relative_error
 
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 5e-4}
+E4M3 = torch.float8_e4m3fn
+SCALES = KVScales(0.03, 0.02)  # keys and values are then up to some hundred in the cache
 
 
 @pytest.fixture
@@ -26,6 +28,19 @@ def kernels() -> CudaKernels:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_decode_matches_float64(kernels: CudaKernels, dtype: torch.dtype) -> None:
     step = random_step([(1, 37), (1, 1), (1, 300)], dtype=dtype)
+    assert relative_error(step.attend(kernels), step.exact()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_cache_of_8_bits_decode_matches_float64(kernels: CudaKernels, dtype: torch.dtype) -> None:
+    """To the same bound: against what the cache's numbers stand for."""
+    step = random_step([(1, 37), (1, 1), (1, 300)], dtype=dtype, kv_dtype=E4M3, kv_scales=SCALES)
+    assert relative_error(step.attend(kernels, window=280), step.exact(window=280)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_cache_of_8_bits_a_mixed_batch_matches_float64(kernels: CudaKernels, dtype: torch.dtype) -> None:
+    step = random_step([(1, 37), (9, 30), (1, 20), (20, 20)], dtype=dtype, kv_dtype=E4M3, kv_scales=SCALES)
     assert relative_error(step.attend(kernels), step.exact()) < TOLERANCE[dtype]
 
 
@@ -89,6 +104,45 @@ def test_keys_and_values_are_written_to_their_slots(kernels: CudaKernels) -> Non
     expected[1, LAYER, :, :, 1] = torch.stack((k[0], v[0]))
     expected[2, LAYER, :, :, 15] = torch.stack((k[2], v[2]))
     assert torch.equal(cache, expected)
+
+
+def test_a_cache_of_8_bits_is_written_in_units_of_its_scales(kernels: CudaKernels) -> None:
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 3, 2, 64, dtype=torch.bfloat16).unbind()
+    k[0, 0, 0] = 100.0  # more than 448 units
+    cache = torch.zeros(3, 2, 2, 2, BLOCK_SIZE, 64).to(E4M3)
+    slots, scales = torch.tensor([17, -1, 47]), KVScales(0.125, 0.0625)
+    kernels.write_kv(k, v, cache, LAYER, slots, layout=KVLayout.STANDARD, kv_scales=scales)
+    expected = torch.zeros(cache.shape)
+    for token, block, offset in ((0, 1, 1), (2, 2, 15)):
+        expected[block, LAYER, :, :, offset] = torch.stack((k[token] * 8, v[token] * 16))
+    expected[1, LAYER, 0, 0, 1, 0] = 448.0
+    assert torch.equal(cache.float(), expected.to(E4M3).float())
+
+
+def test_rotated_keys_are_stored_in_units_of_their_scale(kernels: CudaKernels, generator: torch.Generator) -> None:
+    """What a cache of 16 bits gets, rounded once more."""
+    cos, sin = torch.randn(2, 40, 32, generator=generator).unbind()
+    positions, slots = torch.tensor([5, 0, 39]), torch.tensor([17, -1, 47])
+    projected, caches = heads(generator, 3, 8, 64), []
+    for dtype, scales in ((torch.bfloat16, KVScales()), (E4M3, KVScales(0.125, 0.0625))):
+        q, k, v = projected.clone().split_with_sizes((4, 2, 2), dim=1)
+        caches.append(torch.zeros(3, 2, 2, 2, BLOCK_SIZE, 64).to(dtype))
+        to = (caches[-1], LAYER, slots)
+        kernels.rope_and_write_kv(q, k, v, cos, sin, positions, *to, layout=KVLayout.STANDARD, kv_scales=scales)
+    wide, narrow = caches
+    assert torch.equal(narrow.float(), (wide.float() * torch.tensor([8.0, 16.0]).view(2, 1, 1, 1)).to(E4M3).float())
+    assert narrow[:, :, 0].float().count_nonzero() == 2 * 2 * 64
+
+
+def test_blocks_of_8_bits_are_copied_and_swapped(kernels: CudaKernels) -> None:
+    cache = torch.randn(4, 1, 2, 1, BLOCK_SIZE, 64).to(E4M3)
+    host, before = torch.zeros(1, *cache.shape[1:]).to(E4M3), cache.float()
+    kernels.copy_blocks(cache, torch.tensor([[0, 2]]))
+    kernels.swap_blocks(cache, host, torch.tensor([[1, 0]]))
+    kernels.swap_blocks(host, cache, torch.tensor([[0, 3]]))
+    kernels.synchronize()
+    assert torch.equal(cache.float(), before[[0, 1, 0, 1]])
 
 
 def test_blocks_are_copied(kernels: CudaKernels) -> None:
@@ -221,7 +275,12 @@ def step_with(**changes: object) -> tuple[Step, dict[str, Any]]:
         ({"q": torch.zeros(1, 4, 64, dtype=torch.bfloat16)}, r"q must be torch.bfloat16 \(2, 4, 64\)"),
         ({"q": torch.zeros(2, 4, 64)}, "q must be torch.bfloat16"),
         ({"q": torch.zeros(2, 4, 70, dtype=torch.bfloat16)[..., 3:67]}, "multiples of 16 bytes"),
-        ({"kv_cache": torch.zeros(2, 2, 2, 2, 16, 64)}, "kv_cache must be bfloat16 or float16, not torch.float32"),
+        ({"kv_cache": torch.zeros(2, 2, 2, 2, 16, 64)}, "kv_cache must be bfloat16, .*, not torch.float32"),
+        ({"kv_scales": KVScales(0.5, 1.0)}, "kv_scales must be 1 for a cache of torch.bfloat16, not 0.5 and 1.0"),
+        (
+            {"kv_cache": torch.zeros(4, 2, 2, 2, 16, 64).to(E4M3), "q": torch.zeros(2, 4, 64)},
+            "q must be bfloat16 or float16, not torch.float32",
+        ),
         ({"kv_cache": torch.zeros(4, 2, 2, 2, 24, 64).bfloat16()}, "block_size must be a multiple of 16, not 24"),
         ({"kv_cache": torch.zeros(2, 2, 2, 2, 16, 64).bfloat16()}, "block_tables names a block outside the cache"),
         ({"out": torch.zeros(2, 4, 128, dtype=torch.bfloat16)[..., :64]}, "out must be like q and contiguous"),
@@ -259,6 +318,21 @@ def test_a_norm_of_heads_over_more_tokens_than_a_grid_has_is_refused(kernels: Cu
     x = torch.zeros(1, 1, 64, dtype=torch.bfloat16).expand(65536, 1, 64)
     with pytest.raises(ValueError, match="at most 65535 tokens"):
         kernels.rms_norm(x, torch.ones(64, dtype=torch.bfloat16), 1e-6)
+
+
+def test_a_gpu_that_does_not_convert_8_bits_takes_no_such_cache() -> None:
+    ampere, ada = (CudaKernels(SimulatedLauncher(properties=DeviceProperties(80, (8, minor)))) for minor in (6, 9))
+    step = random_step([(1, 20)], kv_dtype=E4M3)
+    assert (ampere.quantised_dtypes, ada.quantised_dtypes) == ((), (E4M3,))
+    assert step.attend(ada).isfinite().all()
+    with pytest.raises(ValueError, match=r"float8_e4m3fn takes a GPU of compute capability 8\.9, not 8\.6"):
+        step.attend(ampere)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_scales_are_positive_numbers(scale: float) -> None:
+    with pytest.raises(ValueError, match="must be finite and above 0"):
+        KVScales(v=scale)
 
 
 def test_a_gpu_that_is_too_old_is_refused() -> None:

@@ -21,6 +21,12 @@ def test_attention(kernels: CudaKernels) -> None:
     checks.check_attention(kernels, AttentionCheck(((1, 37), (1, 1), (1, 300)), window=120))
 
 
+def test_a_cache_of_8_bits(kernels: CudaKernels) -> None:
+    checks.check_quantised_write(kernels, 5, 4, 2, 64, BF16)
+    cache = {"kv_dtype": torch.float8_e4m3fn, "kv_scales": checks.E4M3_SCALES}
+    checks.check_attention(kernels, AttentionCheck(((9, 20), (1, 37), (1, 300)), **cache))
+
+
 def test_a_sequence_alone_and_in_a_batch(kernels: CudaKernels) -> None:
     checks.check_same_alone(kernels, AttentionCheck(((1, 20), (1, 40))))
 

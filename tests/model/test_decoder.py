@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from numba_kernels import CpuKernels, KVLayout, KVScales, paged_attention, rope_and_write_kv
 from serve_paged.model.loader import LoadedModel, load_model
 from tests.model.checkpoints import CHECKPOINTS, VOCAB_SIZE, save_model
 from tests.model.paged import PagedCache, run_in_chunks
@@ -68,3 +70,32 @@ def test_bfloat16_logits_are_close_to_those_of_float32(tmp_path: Path) -> None:
         rounded = theirs.bfloat16()(torch.tensor([tokens])).logits[0].float()
     ours = run_in_chunks(model, tokens, 13)
     assert (ours - expected).norm() <= 2 * (rounded - expected).norm()
+
+
+class Scales(CpuKernels):
+    """Notes by which scales the cache is written, and read."""
+
+    def __init__(self) -> None:
+        self.written: list[KVScales] = []
+        self.read: list[KVScales] = []
+
+    def rope_and_write_kv(self, *args: Any, kv_scales: KVScales, **options: Any) -> None:  # type: ignore[override]
+        self.written.append(kv_scales)
+        rope_and_write_kv(*args, **options)
+
+    def paged_attention(self, *args: Any, kv_scales: KVScales, **options: Any) -> torch.Tensor:  # type: ignore[override]
+        self.read.append(kv_scales)
+        return paged_attention(*args, **options)
+
+
+def test_every_layer_writes_and_reads_the_cache_by_its_scales(tmp_path: Path) -> None:
+    save_model(tmp_path, "llama-tied")
+    kernels, scales = Scales(), KVScales(0.5, 0.25)
+    model = load_model(str(tmp_path), torch.float32, kernels=kernels)
+    config = model.config
+    cache = torch.zeros(2, config.num_layers, 2, config.num_kv_heads, 16, config.head_dim)
+    one, first = torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    metadata = kernels.attention_metadata(one[None], first + 16, torch.tensor([0, 1], dtype=torch.int32), one)
+    with torch.inference_mode():
+        model.decoder.forward(first, first, cache, metadata, KVLayout.STANDARD, scales)
+    assert kernels.written == kernels.read == [scales] * config.num_layers

@@ -33,7 +33,10 @@ def test_an_unknown_setting_is_an_error_that_names_it() -> None:
         build({"modle": "x"})
 
 
-@pytest.mark.parametrize("setting", [{"block_size": 17}, {"dtype": "int4"}, {"threads": 0}, {"kv_cache_gb": "big"}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"block_size": 17}, {"dtype": "int4"}, {"kv_cache_dtype": "int4"}, {"threads": 0}, {"kv_cache_gb": "big"}],
+)
 def test_a_wrong_value_is_an_error_that_names_its_setting(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         build(setting)
