@@ -110,6 +110,7 @@ def generate(
 @click.option("--max-model-len", type=click.IntRange(min=1), default=None, help="Tokens; default: the model's own.")
 @click.option("--max-num-seqs", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--kv-cache-dtype", type=click.Choice(["auto", "fp8"]), default="auto", show_default=True)
 @click.option("--kv-cache-gb", type=float, default=None, help="Default: what is free on a GPU, 1.0 on the CPU.")
 @click.option(
     "--vs", multiple=True,

@@ -58,6 +58,9 @@ def test_bad_input_is_named_not_traced() -> None:
     negative = invoke("generate", "hello", "--temperature", "-1")
     assert negative.exit_code == 1
     assert "temperature" in negative.output
+    narrow = invoke("bench", "--device", "cpu", "--kv-cache-dtype", "fp8")
+    assert narrow.exit_code == 1
+    assert "kv_cache_dtype: fp8 is not possible on cpu" in narrow.output
 
 
 def test_bench_runs_a_shape_with_random_weights_beside_transformers() -> None:

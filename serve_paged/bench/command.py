@@ -36,6 +36,7 @@ class BenchOptions:
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
+    kv_cache_dtype: str
     kv_cache_gb: float | None
     vs: tuple[str, ...]
     static_batch_size: int
@@ -98,6 +99,7 @@ def run(options: BenchOptions, *, show_progress: bool) -> Comparison:
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
+        kv_cache_dtype=options.kv_cache_dtype,  # type: ignore[arg-type]
         kv_cache_gb=options.kv_cache_gb,
     )
     make_engine: Callable[[], Engine] = partial(build_engine, config, load=models.load)

@@ -30,7 +30,7 @@ def options(**changes: Any) -> BenchOptions:
         "model": "", "random_weights": None, "num_layers": None, "dtype": "float32", "device": "cpu", "threads": 1,
         "num_requests": 5, "input_len": 12, "output_len": 6, "lengths": "fixed", "max_model_len": None,
         "seed": 0, "max_num_seqs": 8,
-        "max_num_batched_tokens": 64, "kv_cache_gb": 0.05, "vs": (), "static_batch_size": 2,
+        "max_num_batched_tokens": 64, "kv_cache_dtype": "auto", "kv_cache_gb": 0.05, "vs": (), "static_batch_size": 2,
         "vs_limit_s": float("inf"),
     }  # fmt: skip
     return BenchOptions(**(settings | changes))
