@@ -174,15 +174,15 @@ def check_quantised_write(
     positions, slots = torch.randint(0, 64, (num_tokens,)), torch.randperm(num_tokens) + BLOCK_SIZE
     slots[::3] = -1
     angles = torch.rand(64, head_dim // 2) * 6.28
-    at = [x.to(kernels.device) for x in (angles.cos(), angles.sin(), positions)]
+    cos, sin, at, to = (x.to(kernels.device) for x in (angles.cos(), angles.sin(), positions, slots))
     size = (num_tokens // BLOCK_SIZE + 2, NUM_LAYERS, 2, num_kv_heads, BLOCK_SIZE, head_dim)
     found: list[tuple[Tensor, Tensor]] = []
     for kv_dtype, kv_scales in ((dtype, UNSCALED), (torch.float8_e4m3fn, E4M3_SCALES)):
         projected = random(kernels, dtype, num_tokens, num_heads + 2 * num_kv_heads, head_dim)
         q, k, v = projected.split_with_sizes((num_heads, num_kv_heads, num_kv_heads), dim=1)
         cache = torch.full(size, float("nan"), device=kernels.device).to(kv_dtype)
-        to = (cache, LAYER, slots.to(kernels.device))
-        kernels.rope_and_write_kv(q, k, v, *at, *to, layout=KVLayout.STANDARD, kv_scales=kv_scales)
+        layout = KVLayout.STANDARD
+        kernels.rope_and_write_kv(q, k, v, cos, sin, at, cache, LAYER, to, layout=layout, kv_scales=kv_scales)
         kernels.synchronize()
         found.append((q.cpu(), cache.cpu()))
     (wide_q, wide), (narrow_q, narrow) = found

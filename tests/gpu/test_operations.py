@@ -69,8 +69,8 @@ def test_a_cache_of_8_bits(e4m3_kernels: CudaKernels, heads: tuple[int, int, int
     torch.manual_seed(0)
     checks.check_quantised_write(e4m3_kernels, 100, *heads, dtype)
     for sequences, window in ((mixed(5, 40, 0, 1500), None), (mixed(6, 12, 5, 700), 100)):
-        cache = {"kv_dtype": torch.float8_e4m3fn, "kv_scales": checks.E4M3_SCALES}
-        checks.check_attention(e4m3_kernels, AttentionCheck(sequences, *heads, dtype=dtype, window=window, **cache))
+        check = AttentionCheck(sequences, *heads, dtype, window, torch.float8_e4m3fn, checks.E4M3_SCALES)
+        checks.check_attention(e4m3_kernels, check)
 
 
 @DTYPES
