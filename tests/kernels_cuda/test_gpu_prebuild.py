@@ -84,17 +84,17 @@ def parameters(test: Any) -> Iterator[dict[str, Any]]:
 
 def test_of_the_sanitizer(launcher: NotingLauncher) -> None:
     sanitized.run(CudaKernels(launcher))
-    assert {"rms-norm-f16-576-residual", "copy-blocks"} <= launcher.launched
+    assert {"rms-norm-f16-576-residual", "rope-kv-write-f16-e4m3-64-b16"} <= launcher.launched
     assert launcher.launched - set(all_kernels()) == set()
 
 
 def test_of_the_operations(launcher: NotingLauncher) -> None:
     assert run_all(test_operations, CudaKernels(launcher)) > 90
-    assert {"sample-f16-t32", "prefill-f16-256-b16", "write-kv-96-b16"} <= launcher.launched
+    assert {"sample-f16-t32", "prefill-f16-e4m3-256-b16", "write-kv-96-b16"} <= launcher.launched
     assert launcher.launched - set(all_kernels()) == set()
 
 
 def test_of_the_engine(launcher: NotingLauncher) -> None:
     assert run_all(test_engine, CudaKernels(launcher)) > 5
-    assert {"rms-norm-bf16-128-residual", "sample-f32-t32", "decode-f16-64-b16"} <= launcher.launched
+    assert {"rms-norm-bf16-128-residual", "sample-f32-t32", "decode-bf16-e4m3-64-b16"} <= launcher.launched
     assert launcher.launched - set(all_kernels()) == set()
