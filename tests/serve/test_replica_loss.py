@@ -64,6 +64,8 @@ class Fleet:
 
     def num_moves(self, answer: "Answer") -> int:
         """How often a stream went on on another replica."""
+        if not answer.routing_id:
+            return 0
         told = httpx.get(f"{self.server.url}/debug/routing/{answer.routing_id}", timeout=30)
         return len(told.json()["decisions"]) - 1
 
@@ -118,18 +120,20 @@ class Answer:
         return self.texts, [token for token, _ in self.logprobs], self.finish_reasons, self.num_tokens
 
 
-async def ask(client: openai.AsyncOpenAI, model: str, index: int, started: asyncio.Event) -> Answer:
-    """Stream one answer; `started` is set once it is under way."""
+async def ask(client: openai.AsyncOpenAI, model: str, index: int, salt: str, started: asyncio.Event) -> Answer:
+    """Stream one answer; `started` is set once it is under way. Blocks are found again under the same `salt` only."""
+    kind = KINDS[index % len(KINDS)]
+    extra = {"ignore_eos": True, "cache_salt": salt, **kind.get("extra_body", {})}
     answer, last = Answer(), time.monotonic()
     stream = await client.completions.create(
         model=model,
-        prompt=f"Number {index}. Once upon a time",
+        prompt=f"Number {index}. " + "Once upon a time there was a fox. " * 5,  # a few blocks that no other has
         max_tokens=48 + index,
         stream=True,
         stream_options={"include_usage": True},
-        **KINDS[index % len(KINDS)],
+        **kind | {"extra_body": extra},
     )
-    answer.routing_id = stream.response.headers["X-Routing-Id"]
+    answer.routing_id = stream.response.headers.get("X-Routing-Id", "")  # none before the replicas have reported
     async for chunk in stream:
         now = time.monotonic()
         answer.largest_gap_s, last = max(answer.largest_gap_s, now - last), now
@@ -145,12 +149,12 @@ async def ask(client: openai.AsyncOpenAI, model: str, index: int, started: async
     return answer
 
 
-async def ask_all(fleet: Fleet, model: str, disturb: Disturbance, times: list[int]) -> list[Answer]:
+async def ask_all(fleet: Fleet, model: str, salt: str, disturb: Disturbance, times: list[int]) -> list[Answer]:
     """All streams together; the fleet is disturbed each time that as many of them as in `times` have begun."""
     url = f"{fleet.server.url}/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=RECOVERY_TIMEOUT_S) as client:
         started = [asyncio.Event() for _ in range(NUM_STREAMS)]
-        tasks = [asyncio.create_task(ask(client, model, i, started[i])) for i in range(NUM_STREAMS)]
+        tasks = [asyncio.create_task(ask(client, model, i, salt, started[i])) for i in range(NUM_STREAMS)]
         for num_started in times:
             await asyncio.gather(*(event.wait() for event in started[:num_started]))
             await asyncio.to_thread(disturb, fleet)
@@ -165,13 +169,13 @@ def model(fleet: Fleet) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(fleet: Fleet, model: str) -> list[Answer]:
-    return asyncio.run(ask_all(fleet, model, lambda fleet: None, []))
+    return asyncio.run(ask_all(fleet, model, "undisturbed", lambda fleet: None, []))
 
 
 def check(name: str, fleet: Fleet, model: str, expected: list[Answer], disturb: Disturbance, times: list[int]) -> None:
     """Nobody notices; the largest gap between two chunks is told."""
     fleet.wait(2)
-    answers = asyncio.run(ask_all(fleet, model, disturb, times))
+    answers = asyncio.run(ask_all(fleet, model, name, disturb, times))
     assert [answer.content for answer in answers] == [answer.content for answer in expected]
     num_moves = sum(fleet.num_moves(answer) for answer in answers)
     assert num_moves > 0, "the streams had ended before"
@@ -194,12 +198,14 @@ def test_no_stream_notices_that_both_were_killed_in_a_row(fleet: Fleet, model: s
 
 
 def test_no_stream_notices_that_a_replica_is_drained(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
-    check("scaled down", fleet, model, undisturbed, lambda f: f.deploy(num_replicas=1), [NUM_STREAMS])
-    fleet.wait(1)
-    left = ray.serve.get_deployment_handle("EngineReplica", "serve_paged").stats.remote().result()
-    assert left.num_preemptions == 0
-    assert left.num_swapped_in_blocks > 0, "no block of the other replica was used"
-    fleet.deploy(num_replicas=2)
+    try:
+        check("scaled down", fleet, model, undisturbed, lambda f: f.deploy(num_replicas=1), [NUM_STREAMS])
+        fleet.wait(1)
+        left = ray.serve.get_deployment_handle("EngineReplica", "serve_paged").stats.remote().result()
+        assert left.num_preemptions == 0
+        assert left.num_swapped_in_blocks > 0, "no block of the other replica was used"
+    finally:
+        fleet.deploy(num_replicas=2)
 
 
 def test_no_stream_notices_a_rolling_upgrade(fleet: Fleet, model: str, undisturbed: list[Answer]) -> None:
