@@ -63,6 +63,18 @@ def test_standard_output_becomes_a_json_file_only_if_the_stage_passes(tmp_path: 
     assert not (tmp_path / "bad.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["json_output", "json_file"])
+def test_figures_of_an_earlier_run_do_not_outlive_a_stage_that_fails(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "figures.json").write_text("{}")
+    climb([python("launch", "raise SystemExit(1)", **{kind: "figures.json"})], tmp_path)
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_a_python_without_torch_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "has no torch" in str(command.why_no_gpu())
+
+
 def test_stages_run_one_by_one_end_up_in_one_file(tmp_path: Path) -> None:
     climb([python("first", "")], tmp_path)
     climb([python("second", "raise SystemExit(1)")], tmp_path)

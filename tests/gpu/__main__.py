@@ -37,8 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def why_no_gpu() -> str | None:
     """One line, or None where there is a GPU."""
-    import torch  # here, so that --list needs nothing
-
+    try:
+        import torch  # here, so that --list needs nothing
+    except ModuleNotFoundError:
+        return f"{sys.executable} has no torch (GPU_PYTHON names another python)"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     return None if torch.cuda.is_available() else f"torch {torch.__version__} sees none on this machine"

@@ -30,6 +30,7 @@ class Stage:
     limit_s: float
     environ: Mapping[str, str] = field(default_factory=dict)  # beside the ladder's own
     json_output: str | None = None  # the file in the results folder that its standard output is written to
+    json_file: str | None = None  # or that the command writes itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ def run_stage(stage: Stage, results: Path) -> StageResult:
         return StageResult(status, time.monotonic() - begin, return_code, command, date)
 
     log_file, output = results / f"{stage.name}.log", results / f"{stage.name}.out"
+    for name in filter(None, (stage.json_output, stage.json_file)):
+        (results / name).unlink(missing_ok=True)  # no target is judged by an earlier run's figures
     if shutil.which(stage.command[0]) is None:
         log_file.write_text(f"{stage.command[0]} is not installed\n")
         return result("missing", None)

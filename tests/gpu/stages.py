@@ -44,7 +44,7 @@ def _sanitizer(tool: str) -> Stage:
 def _kernel_timings(results: Path, quick: bool) -> Stage:
     how = ("--quick",) if quick else ("--budget-s", "450")
     command = (PYTHON, "-m", "numba_kernels.bench", "--device", "cuda", *how, "--json", str(results / KERNELS_JSON))
-    return Stage("timings", "every operation beside torch, Triton and FlashInfer", command, 560)
+    return Stage("timings", "every operation beside torch, Triton and FlashInfer", command, 560, json_file=KERNELS_JSON)
 
 
 def _bench(shape: str, *options: str) -> tuple[str, ...]:
